@@ -1,0 +1,90 @@
+"""Finds the family folders and the models in them; a Model by its name or alias.
+
+pydantic checks what people write into model.toml: unknown keys, missing keys and wrong types are errors.
+"""
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from app.errors import UnknownModel
+from app.model import Defaults, Limits, Model, Weights
+
+HOME = Path(__file__).resolve().parent.parent  # the folder that holds app/ and the families
+
+for _table in (Model, Weights, Defaults, Limits):
+    setattr(_table, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 - read by pydantic
+_MODEL = TypeAdapter(Model)
+_FAMILY_KEYS = {"title", "models"}
+
+
+class CatalogError(Exception):
+    """A model.toml that cannot be used: which file, which key, why."""
+
+
+class Catalog:
+    """The models of all families below `roots`; weights of installed models lie in `models_dir`/NAME."""
+
+    def __init__(self, roots: list[Path], models_dir: Path) -> None:
+        self.models: dict[str, Model] = {}
+        self._names: dict[str, str] = {}
+        for root in roots:
+            for facts in sorted(root.glob("*/model.toml")):
+                for model in read_family(facts, models_dir):
+                    self._add(model, facts)
+
+    def _add(self, model: Model, facts: Path) -> None:
+        for name in (model.name, *model.aliases):
+            if name in self._names:
+                raise CatalogError(f"{facts}: the name {name!r} is taken by {self._names[name]!r}")
+            self._names[name] = model.name
+        self.models[model.name] = model
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self.models.values())
+
+    def get(self, name: str) -> Model:
+        """The model of this name or alias; raises UnknownModel."""
+        try:
+            return self.models[self._names[name]]
+        except KeyError:
+            known = ", ".join(self.models)
+            raise UnknownModel(
+                f"There is no model {name[:100]!r}; known are: {known}.", field="model"
+            ) from None
+
+
+def read_family(facts: Path, models_dir: Path) -> list[Model]:
+    """The models of one model.toml. What stands at its top level holds for all its [models.NAME]."""
+    with facts.open("rb") as file:
+        table = tomllib.load(file)
+    shared = {key: value for key, value in table.items() if key not in _FAMILY_KEYS}
+    models: list[Model] = []
+    for name, own in table.get("models", {}).items():
+        record = _merged(shared, own)
+        bundled = record.get("weights", {}).get("path")
+        record |= {
+            "name": name,
+            "family": facts.parent.name,
+            "folder": facts.parent,
+            "weights_dir": facts.parent / bundled if bundled else models_dir / name,
+        }
+        try:
+            models.append(_MODEL.validate_python(record))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise CatalogError(f"{facts}: models.{name}: {key}: {first['msg']}") from None
+    return models
+
+
+def _merged(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` laid over `shared`, tables key by key."""
+    merged = dict(shared)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,125 @@
+"""Everything that can go wrong, as one tree. Knows no HTTP: each face gives these their status and shape.
+
+EaselError
+├── InvalidRequest      the request cannot be honoured as written; `field` names the key
+├── TooLarge            a body over its limit
+├── Unauthorized        no key, or a wrong one
+├── NotFound
+│   ├── UnknownModel
+│   ├── UnknownJob
+│   └── UnknownImage
+├── Conflict            not in the present state
+│   ├── NotInstalled    the model is known, its weights are not here
+│   ├── NotEnded        the job has no result yet
+│   └── Busy            a door for one run at a time is taken
+├── QueueFull           try again after `retry_after` seconds
+├── Unavailable         nothing can serve this now
+│   ├── DeviceUnavailable
+│   └── LoadFailed      the runtime refused the weights or the device
+├── StorageFailed       the disk is full, read-only or failing
+└── GenerationFailed    the pipeline could not make the picture
+    └── WorkerDied      its process ended under it
+"""
+
+
+class EaselError(Exception):
+    """`detail` says what was wrong, what is allowed and what to do, for the person who asked."""
+
+    code = "error"
+    title = "Something went wrong"
+
+    def __init__(self, detail: str, *, field: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+        self.retry_after = retry_after
+
+
+class InvalidRequest(EaselError):
+    code = "invalid_request"
+    title = "The request cannot be honoured"
+
+
+class TooLarge(EaselError):
+    code = "too_large"
+    title = "Too large"
+
+
+class Unauthorized(EaselError):
+    code = "unauthorized"
+    title = "An API key is needed"
+
+
+class NotFound(EaselError):
+    code = "not_found"
+    title = "Not found"
+
+
+class UnknownModel(NotFound):
+    code = "unknown_model"
+    title = "Unknown model"
+
+
+class UnknownJob(NotFound):
+    code = "unknown_job"
+    title = "Unknown job"
+
+
+class UnknownImage(NotFound):
+    code = "unknown_image"
+    title = "Unknown image"
+
+
+class Conflict(EaselError):
+    code = "conflict"
+    title = "Not possible now"
+
+
+class NotInstalled(Conflict):
+    code = "not_installed"
+    title = "The model is not installed"
+
+
+class NotEnded(Conflict):
+    code = "not_ended"
+    title = "The job has not ended"
+
+
+class Busy(Conflict):
+    code = "busy"
+    title = "Busy"
+
+
+class QueueFull(EaselError):
+    code = "queue_full"
+    title = "The queue is full"
+
+
+class Unavailable(EaselError):
+    code = "unavailable"
+    title = "Nothing can serve this now"
+
+
+class DeviceUnavailable(Unavailable):
+    code = "device_unavailable"
+    title = "The device is not available"
+
+
+class LoadFailed(Unavailable):
+    code = "load_failed"
+    title = "The pipeline could not be loaded"
+
+
+class StorageFailed(EaselError):
+    code = "storage_failed"
+    title = "The storage cannot take it"
+
+
+class GenerationFailed(EaselError):
+    code = "generation_failed"
+    title = "The picture could not be made"
+
+
+class WorkerDied(GenerationFailed):
+    code = "worker_died"
+    title = "The worker process ended"
