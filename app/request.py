@@ -5,7 +5,7 @@ Holds no defaults and no limits: they are the model's (model.py turns one into t
 
 import secrets
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 MAX_PROMPT = 10_000  # characters
 MAX_SEED = 2**32 - 1  # the runtime takes seeds modulo 2^32
@@ -66,10 +66,6 @@ class Recipe:
 
     def image_seed(self, n: int) -> int:
         return (self.seed + n) % (MAX_SEED + 1)
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> "Recipe":
-        return cls(**record)
 
 
 def random_seed() -> int:

@@ -1,0 +1,175 @@
+"""Bytes to pixels and back: safe decoding of what callers send, PNG, JPEG and WebP with the recipe inside.
+
+Pillow only, no numpy, so that the API process stays small.
+"""
+
+import base64
+import binascii
+import io
+import json
+import re
+import warnings
+from typing import Any
+
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+
+from app import __version__
+from app.errors import InvalidRequest
+from app.request import ImageFormat, Recipe, Resize
+
+MAX_PIXELS = 50_000_000  # of a picture that a caller sends
+MEDIA_TYPES: dict[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+_READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+_SAMPLER_TITLES = {  # the names AUTOMATIC1111 writes into its parameters
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "ddim": "DDIM",
+    "pndm": "PLMS",
+    "lcm": "LCM",
+    "flow_match_euler": "Euler",
+}
+
+
+def from_base64(text: str, field: str) -> bytes:
+    """The bytes of a base64 text or a data URI; raises InvalidRequest naming the field."""
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise InvalidRequest(f"{field} is a data URI without base64 data.", field=field)
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(
+            f"{field} is not base64; send the picture's bytes in base64 or as a data URI.", field=field
+        ) from None
+    if not data:
+        raise InvalidRequest(f"{field} is empty.", field=field)
+    return data
+
+
+def to_data_uri(data: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+def open_image(data: bytes, field: str) -> Image.Image:
+    """A decoded picture from untrusted bytes, upright, first frame; raises InvalidRequest in words.
+
+    The size is read from the header before a pixel is decoded, so that a small file cannot fill memory.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=_READABLE)
+            if image.width * image.height > MAX_PIXELS:
+                raise InvalidRequest(
+                    f"{field} is {image.width}x{image.height}; at most {MAX_PIXELS // 1_000_000} million "
+                    "pixels are accepted. Send it smaller.",
+                    field=field,
+                )
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except InvalidRequest:
+        raise
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
+        reason = "is damaged" if isinstance(error, OSError | SyntaxError) and _known(data) else "is not a picture"
+        raise InvalidRequest(
+            f"{field} {reason} that can be read; send PNG, JPEG, WebP, GIF, BMP or TIFF.", field=field
+        ) from None
+
+
+def _known(data: bytes) -> bool:
+    return data[:4] in (b"\x89PNG", b"RIFF", b"GIF8") or data[:2] in (b"\xff\xd8", b"BM")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of any picture: 16-bit values scaled, transparency laid on white."""
+    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def to_mask(image: Image.Image) -> Image.Image:
+    """A greyscale mask, white = repaint."""
+    return to_rgb(image).convert("L")
+
+
+def fit(image: Image.Image, size: tuple[int, int], resize: Resize) -> Image.Image:
+    """The picture at `size` (width, height): stretched, or cropped or padded with its proportions kept."""
+    if image.size == size:
+        return image
+    if resize == "crop":
+        return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    if resize == "pad":
+        return ImageOps.pad(image, size, Image.Resampling.LANCZOS)
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def to_png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def preview_jpeg(image: Image.Image, side: int = 128) -> bytes:
+    """A small JPEG of a latent preview, its longer side at most `side` pixels."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=70)
+    return buffer.getvalue()
+
+
+def encode(image: Image.Image, recipe: Recipe, seed: int) -> bytes:
+    """The finished file in the recipe's format, with the recipe as metadata."""
+    text = parameters(recipe, seed)
+    buffer = io.BytesIO()
+    if recipe.format == "png":
+        info = PngImagePlugin.PngInfo()
+        info.add_text("parameters", text)
+        # Level 1 costs a tenth of the default level's time for files a fifth larger.
+        image.save(buffer, "PNG", pnginfo=info, compress_level=1)
+    else:
+        exif = Image.Exif()
+        comment = b"UNICODE\0" + text.encode("utf-16-be")
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+        name: dict[ImageFormat, str] = {"jpeg": "JPEG", "webp": "WEBP"}
+        image.save(buffer, name[recipe.format], quality=recipe.quality, exif=exif.tobytes())
+    return buffer.getvalue()
+
+
+def parameters(recipe: Recipe, seed: int) -> str:
+    """The recipe as AUTOMATIC1111 writes it: prompt, negative prompt, then `key: value` pairs."""
+    pairs: dict[str, Any] = {"Steps": recipe.steps}
+    if recipe.sampler:
+        pairs["Sampler"] = _SAMPLER_TITLES.get(recipe.sampler, recipe.sampler)
+    if recipe.guidance is not None:
+        pairs["CFG scale"] = f"{recipe.guidance:g}"
+    pairs |= {"Seed": seed, "Size": f"{recipe.width}x{recipe.height}", "Model": recipe.model}
+    if recipe.strength is not None:
+        pairs["Denoising strength"] = f"{recipe.strength:g}"
+    pairs["Version"] = f"Easel {__version__}"
+    lines = [recipe.prompt]
+    if recipe.negative_prompt:
+        lines.append(f"Negative prompt: {recipe.negative_prompt}")
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
+
+
+def read_parameters(image: Image.Image) -> str | None:
+    """The recipe text of a picture made by Easel or AUTOMATIC1111, if it carries one."""
+    text = image.info.get("parameters")
+    if isinstance(text, str):
+        return text
+    comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
+        return comment[8:].decode("utf-16-be", errors="replace")
+    return None

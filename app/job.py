@@ -1,0 +1,109 @@
+"""A job: one unit of work, from its acceptance to its end. Plain records; who changes them is the engine."""
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from app.request import Recipe
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def ended(self) -> bool:
+        return self not in (JobState.QUEUED, JobState.RUNNING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Denoising steps done over all pictures of the job; eta_seconds is None until it can be told."""
+
+    step: int = 0
+    steps: int = 0
+    eta_seconds: float | None = None
+
+    @property
+    def fraction(self) -> float:
+        return self.step / self.steps if self.steps else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """One picture of a job, as it lies in the store."""
+
+    name: str  # the file's name inside the job's folder
+    width: int
+    height: int
+    bytes: int
+    media_type: str
+    seed: int
+    etag: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobError:
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The record of a job. Times are seconds since the epoch (UTC), timings_ms milliseconds."""
+
+    id: str
+    recipe: Recipe
+    created: float
+    state: JobState = JobState.QUEUED
+    device: str | None = None
+    face: str = "native"  # the dialect it came through
+    owner: str = ""  # a digest of the caller's key
+    attempts: int = 0
+    started: float | None = None
+    finished: float | None = None
+    progress: Progress = Progress()
+    timings_ms: dict[str, float] = field(default_factory=dict[str, float])
+    warnings: tuple[str, ...] = ()
+    error: JobError | None = None
+    images: tuple[ImageFile, ...] = ()
+
+    @property
+    def model(self) -> str:
+        return self.recipe.model
+
+    def to_record(self) -> dict[str, Any]:
+        """The parts of the job that are kept as JSON beside its searchable columns."""
+        return {
+            "recipe": asdict(self.recipe),
+            "timings_ms": self.timings_ms,
+            "warnings": list(self.warnings),
+            "error": asdict(self.error) if self.error else None,
+            "images": [asdict(image) for image in self.images],
+            "progress": asdict(self.progress),
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any], **columns: Any) -> "Job":
+        return cls(
+            recipe=Recipe(**record["recipe"]),
+            timings_ms=record["timings_ms"],
+            warnings=tuple(record["warnings"]),
+            error=JobError(**record["error"]) if record["error"] else None,
+            images=tuple(ImageFile(**image) for image in record["images"]),
+            progress=Progress(**record["progress"]),
+            **columns,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEvent:
+    """Something that happened to a job: state, progress, preview or done. Ids count up from 1."""
+
+    id: int
+    kind: str
+    job: Job
+    preview: bytes | None = None  # a small JPEG

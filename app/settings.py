@@ -1,0 +1,126 @@
+"""Every environment variable Easel reads, once, into one frozen object. README lists them all."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Names = Annotated[tuple[str, ...], NoDecode]
+
+
+class SettingsError(Exception):
+    """One line that says which setting is wrong and why."""
+
+
+class Settings(BaseSettings):
+    """Sizes are in the unit of the name, times in seconds."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    model: str = Field(default="demo", description="the model to serve: a name or alias")
+    device: str = Field(default="CPU", description="where it runs: CPU, GPU, GPU.1, NPU, AUTO, AXERA")
+    host: str = Field(default="127.0.0.1", description="the address to listen on")
+    port: int = Field(default=8100, ge=0, le=65535, description="the port to listen on")
+    data_dir: Path = Field(default=Path("data"), description="jobs, pictures, weights, compiled models")
+    models_path: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(), description="more folders that hold family folders, separated by `:`"
+    )
+    queue_limit: int = Field(default=64, ge=1, description="jobs that may wait; one more is refused")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="keys that callers must show, separated by commas; none: everybody may call",
+    )
+    generation_auth_key: SecretStr | None = Field(default=None, description="another name for one API key")
+    api_key_file: Path | None = Field(default=None, description="a file with API keys, one a line")
+    hf_token: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
+        description="the hub's token, for models whose licence must be accepted",
+    )
+    hf_token_file: Path | None = Field(default=None, description="a file with the hub's token")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="DEBUG, INFO, WARNING or ERROR; prompts appear at DEBUG only"
+    )
+    grace: float = Field(
+        default=25, ge=0, description="seconds a running job gets to finish after SIGTERM"
+    )
+    cancel_timeout: float = Field(
+        default=60, gt=0, description="seconds a canceled job gets to stop before its worker is killed"
+    )
+    stall_timeout: float = Field(
+        default=900, gt=0, description="seconds without a step after which a worker counts as hung"
+    )
+    load_timeout: float = Field(
+        default=1800, gt=0, description="seconds a pipeline gets to load before its worker is killed"
+    )
+    starvation: float = Field(
+        default=30, ge=0, description="seconds a job may be passed over by jobs of the loaded model"
+    )
+    threads: int = Field(default=0, ge=0, description="inference threads on the CPU; 0: the runtime decides")
+    memory_budget: int = Field(
+        default=0, ge=0, description="MB that loaded pipelines may take; 0: two thirds of the machine's"
+    )
+    min_free_disk: int = Field(
+        default=100, ge=0, description="MB that must be free under DATA_DIR for a new job"
+    )
+    database_url: str | None = Field(
+        default=None, description="SQLAlchemy address of the job records; default: SQLite in DATA_DIR"
+    )
+
+    @field_validator("models_path", mode="before")
+    @classmethod
+    def _split_paths(cls, value: Any) -> Any:
+        return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _upper(cls, value: str) -> str:
+        return value.upper()
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper_level(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _read_secret_files(self) -> "Settings":
+        for name in ("api_key_file", "hf_token_file"):
+            path: Path | None = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise ValueError(f"{name.upper()} names {path}, which is not a file")
+        return self
+
+    def keys(self) -> tuple[str, ...]:
+        """Every API key that opens the service, from all places they may be given in."""
+        keys = [key.get_secret_value() for key in self.api_keys]
+        if self.generation_auth_key is not None:
+            keys.append(self.generation_auth_key.get_secret_value())
+        if self.api_key_file is not None:
+            keys += self.api_key_file.read_text().split()
+        return tuple(dict.fromkeys(keys))
+
+    def token(self) -> str | None:
+        """The hub's token, from the variable or the file."""
+        if self.hf_token is not None:
+            return self.hf_token.get_secret_value()
+        return self.hf_token_file.read_text().strip() if self.hf_token_file else None
+
+
+def read_settings() -> Settings:
+    """The settings of this process; raises SettingsError with one line."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"]).upper()
+        why = first["msg"].removeprefix("Value error, ")
+        given = f", not {first['input']!r}" if isinstance(first["input"], str | int | float) else ""
+        raise SettingsError(f"{name}: {why}{given}" if name else why) from None
