@@ -2,19 +2,20 @@
 
 EaselError
 ├── InvalidRequest      the request cannot be honoured as written; `field` names the key
+│   └── UnknownDevice   no such device here, or the model does not run on it
 ├── TooLarge            a body over its limit
 ├── Unauthorized        no key, or a wrong one
 ├── NotFound
 │   ├── UnknownModel
 │   ├── UnknownJob
 │   └── UnknownImage
+├── MethodNotAllowed    the path is known, the method is not
 ├── Conflict            not in the present state
 │   ├── NotInstalled    the model is known, its weights are not here
 │   ├── NotEnded        the job has no result yet
 │   └── Busy            a door for one run at a time is taken
 ├── QueueFull           try again after `retry_after` seconds
 ├── Unavailable         nothing can serve this now
-│   ├── DeviceUnavailable
 │   └── LoadFailed      the runtime refused the weights or the device
 ├── StorageFailed       the disk is full, read-only or failing
 └── GenerationFailed    the pipeline could not make the picture
@@ -38,6 +39,11 @@ class EaselError(Exception):
 class InvalidRequest(EaselError):
     code = "invalid_request"
     title = "The request cannot be honoured"
+
+
+class UnknownDevice(InvalidRequest):
+    code = "unknown_device"
+    title = "Unknown device"
 
 
 class TooLarge(EaselError):
@@ -70,6 +76,11 @@ class UnknownImage(NotFound):
     title = "Unknown image"
 
 
+class MethodNotAllowed(EaselError):
+    code = "method_not_allowed"
+    title = "Method not allowed"
+
+
 class Conflict(EaselError):
     code = "conflict"
     title = "Not possible now"
@@ -100,11 +111,6 @@ class Unavailable(EaselError):
     title = "Nothing can serve this now"
 
 
-class DeviceUnavailable(Unavailable):
-    code = "device_unavailable"
-    title = "The device is not available"
-
-
 class LoadFailed(Unavailable):
     code = "load_failed"
     title = "The pipeline could not be loaded"
@@ -123,3 +129,13 @@ class GenerationFailed(EaselError):
 class WorkerDied(GenerationFailed):
     code = "worker_died"
     title = "The worker process ended"
+
+
+def from_code(code: str, detail: str) -> EaselError:
+    """An error that crossed a process boundary or lay in a record, as the class it was."""
+    kinds: list[type[EaselError]] = [EaselError]
+    for kind in kinds:
+        if kind.code == code:
+            return kind(detail)
+        kinds.extend(kind.__subclasses__())
+    return GenerationFailed(detail)

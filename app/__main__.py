@@ -1,0 +1,156 @@
+"""The command line: serve, generate, models, devices."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from app.catalog import HOME, Catalog, CatalogError
+from app.errors import EaselError
+from app.settings import Settings, SettingsError, read_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Easel turns words and pictures into pictures, on Intel and Axera hardware.",
+)
+
+
+def _fail(message: str) -> NoReturn:
+    """One line that says what is wrong, and exit code 1."""
+    print(f"easel: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _settings() -> Settings:
+    try:
+        return read_settings()
+    except SettingsError as error:
+        _fail(str(error))
+
+
+def _catalog(settings: Settings) -> Catalog:
+    try:
+        return Catalog([HOME, *settings.models_path], settings.data_dir.resolve() / "models")
+    except CatalogError as error:
+        _fail(str(error))
+
+
+@app.command()
+def serve() -> None:
+    """Start the service. Environment variables configure it; README lists them."""
+    from app.logs import configure
+    from app.server import Server, create_app
+
+    settings = _settings()
+    configure(settings.log_level)
+    try:
+        server = Server(create_app(settings), settings)
+    except (EaselError, CatalogError) as error:
+        _fail(error.detail if isinstance(error, EaselError) else str(error))
+    server.run()
+    if not server.started:
+        _fail(f"could not listen on {settings.host}:{settings.port}")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the picture goes; its ending says the format.")
+    ] = Path("easel.png"),
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Default: MODEL, else demo.")] = None,
+    device: Annotated[str | None, typer.Option("--device", "-d", help="Default: DEVICE, else CPU.")] = None,
+    negative: Annotated[str | None, typer.Option("--negative", help="What it should not show.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How strictly the prompt is followed.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture.")] = None,
+    images: Annotated[int, typer.Option("--images", "-n", help="How many pictures.")] = 1,
+    sampler: Annotated[str | None, typer.Option(help="One of the model's samplers.")] = None,
+    init: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How far from it, 0 to 1.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where --init is to be repainted.")] = None,
+) -> None:
+    """Make a picture without a server."""
+    from app.draw import draw
+    from app.request import ImageRequest
+
+    settings = _settings()
+    try:
+        request = ImageRequest(
+            prompt=prompt,
+            negative_prompt=negative,
+            model=model,
+            width=width,
+            height=height,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            images=images,
+            sampler=sampler,
+            init_image=init.read_bytes() if init else None,
+            strength=strength,
+            mask=mask.read_bytes() if mask else None,
+        )
+        asyncio.run(draw(settings, _catalog(settings), request, output, device))
+    except EaselError as error:
+        _fail(error.detail)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        _fail("stopped")
+
+
+@app.command()
+def models() -> None:
+    """List the models, whether they are installed, and where they run."""
+    from rich.console import Console
+    from rich.table import Table
+
+    settings = _settings()
+    table = Table("name", "title", "installed", "devices", "size", "steps", "licence")
+    for model in _catalog(settings):
+        table.add_row(
+            model.name + "".join(f"\n  {alias}" for alias in model.aliases),
+            model.title,
+            "yes" if model.installed else "no",
+            " ".join(model.devices),
+            f"{model.defaults.width}x{model.defaults.height}",
+            str(model.defaults.steps),
+            model.licence,
+        )
+    Console().print(table)
+
+
+@app.command()
+def devices(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List the devices of this machine, and why one is not available."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from app.device import probe
+
+    found = probe()
+    if as_json:
+        print(json.dumps([asdict(device) for device in found]))
+        return
+    table = Table("name", "device", "available")
+    for device in found:
+        table.add_row(
+            device.name, device.full_name, "yes" if device.available else f"no: {device.reason}"
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m app")

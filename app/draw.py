@@ -1,0 +1,85 @@
+"""A picture without a server: one worker, one request, a progress bar, a file."""
+
+import asyncio
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from app.catalog import Catalog
+from app.errors import InvalidRequest, NotInstalled
+from app.inputs import fit_inputs, open_inputs
+from app.message import Stepped
+from app.request import FORMATS, ImageFormat, ImageRequest
+from app.settings import Settings
+from app.worker import Worker, WorkerOptions
+
+
+async def draw(
+    settings: Settings, catalog: Catalog, request: ImageRequest, output: Path, device: str | None
+) -> None:
+    """Makes the request's pictures in `output`; several get -1, -2, ... before the ending."""
+    model = catalog.get(request.model or settings.model)
+    if not model.installed:
+        raise NotInstalled(
+            f"{model.name} is not installed; `python -m app install {model.name}` installs it."
+        )
+    request = replace(request, format=_format(output))
+    if not output.parent.is_dir():
+        raise InvalidRequest(f"There is no folder {output.parent}.")
+    pictures = open_inputs(request)
+    init = pictures.get("init_image")
+    recipe, warnings = model.complete(request, init_size=init.size if init else None)
+    device = (device or settings.device).upper()
+    device = device if model.supports(device) else model.devices[0]
+    options = WorkerOptions(
+        cache_dir=settings.data_dir.resolve() / "cache",
+        threads=settings.threads,
+        load_timeout=settings.load_timeout,
+        stall_timeout=settings.stall_timeout,
+        extra={},
+    )
+    console = Console(stderr=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            console=console,
+        ) as progress,
+    ):
+        bar = progress.add_task(f"loading {model.name} on {device}", total=None)
+        for name, data in fit_inputs(pictures, recipe, request.resize).items():
+            (Path(folder) / name).write_bytes(data)
+        worker = await Worker.start(model, device, options)
+        try:
+            total = recipe.steps * recipe.images
+            progress.update(bar, description="drawing", completed=0, total=total)
+
+            def on_step(stepped: Stepped) -> None:
+                progress.update(bar, completed=stepped.step, total=stepped.steps)
+
+            task = worker.run("picture", recipe, Path(folder), on_step)
+            drawn = await task.drawn
+            encoded = await task.encoded
+            progress.update(bar, description="drawn", completed=total, total=total)
+        finally:
+            await asyncio.shield(worker.stop())
+    for n, data in enumerate(encoded.pictures):
+        path = output if recipe.images == 1 else output.with_stem(f"{output.stem}-{n + 1}")
+        path.write_bytes(data)
+        console.print(f"{path}  seed {recipe.image_seed(n)}", highlight=False)
+    for warning in (*warnings, *getattr(drawn, "warnings", ())):
+        console.print(f"note: {warning}", highlight=False)
+
+
+def _format(output: Path) -> ImageFormat:
+    ending = output.suffix.lower().removeprefix(".").replace("jpg", "jpeg")
+    for known in FORMATS:
+        if ending == known:
+            return known
+    raise InvalidRequest(f"{output.name} should end in .png, .jpg or .webp.")

@@ -1,0 +1,68 @@
+"""A job while it is alive: its record as it changes, and the events that tell of it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from app.job import Job, JobEvent, Progress
+from app.worker import Worker
+
+
+class LiveJob:
+    """Kept by the engine from acceptance to the end; whoever follows it may keep it longer."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.events: list[JobEvent] = []
+        self.ended = asyncio.Event()
+        self.wanted = True  # False once it is canceled
+        self.worker: Worker | None = None  # while it runs
+        self._changed = asyncio.Event()
+        self._first_step: tuple[float, int] | None = None
+
+    def change(self, **values: Any) -> Job:
+        self.job = replace(self.job, **values)
+        return self.job
+
+    def publish(self, kind: str, preview: bytes | None = None) -> None:
+        self.events.append(JobEvent(id=len(self.events) + 1, kind=kind, job=self.job, preview=preview))
+        if kind == "done":
+            self.ended.set()
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def step(self, step: int, steps: int, preview: bytes | None) -> None:
+        """Notes a denoising step; the time left is told from the second one on."""
+        now = time.monotonic()
+        first = self._first_step = self._first_step or (now, step)
+        eta = None
+        if step > first[1]:
+            eta = round((now - first[0]) / (step - first[1]) * (steps - step), 3)
+        self.change(progress=Progress(step=step, steps=steps, eta_seconds=eta))
+        self.publish("progress")
+        if preview is not None:
+            self.publish("preview", preview)
+
+    def restart(self) -> None:
+        """Forgets the steps of an attempt that failed."""
+        self._first_step = None
+        self.change(progress=Progress(steps=self.job.progress.steps))
+
+    @property
+    def preview(self) -> bytes | None:
+        """The latest preview, if there is one."""
+        return next((event.preview for event in reversed(self.events) if event.preview), None)
+
+    async def follow(self, after: int = 0) -> AsyncIterator[JobEvent]:
+        """The events after the one with this id, as they come, until the last one."""
+        position = max(0, after)
+        while True:
+            changed = self._changed
+            while position < len(self.events):
+                yield self.events[position]
+                position += 1
+            if self.ended.is_set():
+                return
+            await changed.wait()

@@ -1,0 +1,118 @@
+"""The warm workers, kept within a memory budget: who is loaded, who has to go, who is ended for being idle."""
+
+import asyncio
+import logging
+import time
+
+from app.errors import Busy, LoadFailed
+from app.model import Model
+from app.worker import Worker, WorkerOptions
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str]  # model name, device
+
+
+class Pool:
+    """At most one worker per model and device. `budget` is in bytes."""
+
+    def __init__(self, options: WorkerOptions, *, budget: int) -> None:
+        self._options = options
+        self._budget = budget
+        self._workers: dict[Key, Worker] = {}
+        self._loading: dict[Key, Model] = {}
+        self._locks: dict[Key, asyncio.Lock] = {}
+        self._room = asyncio.Condition()
+
+    def warm(self, name: str) -> Worker | None:
+        """A live worker that has this model loaded, the last used one first."""
+        found = [worker for key, worker in self._workers.items() if key[0] == name and _alive(worker)]
+        return max(found, key=lambda worker: worker.last_used, default=None)
+
+    async def get(self, model: Model, device: str) -> Worker:
+        """The worker for a model on a device, loaded if need be; raises LoadFailed."""
+        key = (model.name, device)
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            worker = self._workers.get(key)
+            if worker is not None and _alive(worker):
+                return worker
+            self._workers.pop(key, None)
+            await self._make_room(key, model)
+            try:
+                log.info("loading", extra={"model": model.name, "device": device})
+                worker = await Worker.start(model, device, self._options)
+            finally:
+                del self._loading[key]
+                await self.freed()
+            log.info(
+                "loaded", extra={"model": model.name, "device": device, "ms": round(worker.load_ms)}
+            )
+            self._workers[key] = worker
+            return worker
+
+    async def unload(self, name: str) -> None:
+        """Ends the workers of a model; raises Busy when one is at a job."""
+        keys = [key for key in self._workers if key[0] == name]
+        if any(self._workers[key].busy for key in keys):
+            raise Busy(f"{name} is at a job; cancel it or wait for its end.")
+        for key in keys:
+            await self._end(key)
+
+    async def close(self) -> None:
+        for key in list(self._workers):
+            worker = self._workers.pop(key)
+            if worker.busy:
+                worker.kill()
+            await worker.stop()
+
+    async def freed(self) -> None:
+        """To be called when a worker has become idle: whoever waits for room looks again."""
+        async with self._room:
+            self._room.notify_all()
+
+    def kill_stalled(self) -> None:
+        for worker in self._workers.values():
+            if _alive(worker) and worker.stalled():
+                log.error("worker stalled", extra={"model": worker.model.name, "pid": worker.pid})
+                worker.kill()
+
+    async def end_idle(self, seconds: float) -> None:
+        """Ends the workers that have not been used for so long; their memory goes back to the machine."""
+        now = time.monotonic()
+        for key, worker in list(self._workers.items()):
+            if not worker.busy and now - worker.last_used > seconds:
+                log.info("idle, unloading", extra={"model": worker.model.name})
+                await self._end(key)
+
+    async def _make_room(self, key: Key, model: Model) -> None:
+        """Ends idle workers, the least recently used first, until the model fits the budget."""
+        if model.limits.memory > self._budget:
+            raise LoadFailed(
+                f"{model.name} takes about {_mb(model.limits.memory)} MB of memory; "
+                f"the budget is {_mb(self._budget)} MB (MEMORY_BUDGET)."
+            )
+        async with self._room:
+            while self._used() + model.limits.memory > self._budget:
+                idle = [worker for worker in self._workers.items() if not worker[1].busy]
+                if idle:
+                    victim, worker = min(idle, key=lambda item: item[1].last_used)
+                    log.info("making room", extra={"unloaded": worker.model.name, "for": model.name})
+                    await self._end(victim)
+                else:
+                    await self._room.wait()
+            self._loading[key] = model
+
+    def _used(self) -> int:
+        loaded = sum(worker.model.limits.memory for worker in self._workers.values() if _alive(worker))
+        return loaded + sum(model.limits.memory for model in self._loading.values())
+
+    async def _end(self, key: Key) -> None:
+        await self._workers.pop(key).stop()
+
+
+def _alive(worker: Worker) -> bool:
+    return not worker.dead.is_set()
+
+
+def _mb(size: int) -> int:
+    return round(size / 2**20)

@@ -1,0 +1,135 @@
+"""The FastAPI application: settings in, an app out. Mounts the faces and gives every error its dialect."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator
+from types import FrameType
+
+import psutil
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from app import __version__, errors
+from app.catalog import HOME, Catalog
+from app.engine import Engine
+from app.faces import faces
+from app.faces.face import problem
+from app.gate import Gate
+from app.settings import Settings
+from app.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application for these settings; raises CatalogError, UnknownModel or StorageFailed."""
+    catalog = Catalog([HOME, *settings.models_path], settings.data_dir.resolve() / "models")
+    store = Store(
+        settings.data_dir.resolve(), url=settings.database_url, min_free=settings.min_free_disk * 2**20
+    )
+    budget = settings.memory_budget * 2**20 or psutil.virtual_memory().total * 2 // 3
+    engine = Engine(settings, catalog, store, memory_budget=budget)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        try:
+            yield
+        finally:
+            await engine.stop()
+
+    app = FastAPI(title="Easel", version=__version__, lifespan=lifespan)
+    app.state.engine = engine
+    mounted = faces()
+    for face in mounted:
+        app.include_router(face.router)
+
+    def render(path: str, error: errors.EaselError) -> Response:
+        face = next((face for face in mounted if face.owns(path)), None)
+        return face.render_error(error) if face else problem(error)
+
+    async def on_easel_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, errors.EaselError)
+        return render(request.url.path, error)
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return render(request.url.path, _invalid(error))
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return render(request.url.path, _http(error, request))
+
+    async def on_bug(request: Request, error: Exception) -> Response:
+        return render(
+            request.url.path, errors.EaselError("Something inside Easel broke; the log says more.")
+        )
+
+    app.add_exception_handler(errors.EaselError, on_easel_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_bug)
+    app.add_middleware(Gate, keys=settings.keys(), render=render)
+    return app
+
+
+def _invalid(error: RequestValidationError) -> errors.EaselError:
+    """pydantic's first complaint as a sentence."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    if first["type"] == "json_invalid":
+        return errors.InvalidRequest("The body is not valid JSON.")
+    field = ".".join(path) or None
+    messages = {
+        "extra_forbidden": f"{field} is not a key of this request; remove it.",
+        "missing": f"{field or 'The body'} is missing.",
+    }
+    why: str = messages.get(first["type"], f"{field or 'The body'}: {first['msg']}.")
+    return errors.InvalidRequest(why.encode(errors="replace").decode(), field=field)
+
+
+def _http(error: HTTPException, request: Request) -> errors.EaselError:
+    if error.status_code == 404:
+        return errors.NotFound(f"There is nothing at {request.url.path[:200]}; /docs lists the routes.")
+    if error.status_code == 405:
+        return errors.MethodNotAllowed(f"{request.url.path} does not take {request.method}.")
+    return errors.InvalidRequest(str(error.detail))
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which on SIGTERM and Ctrl-C lets the engine finish what it runs before it closes."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
+        super().__init__(config)
+        self._engine: Engine = app.state.engine
+        self._grace = settings.grace
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._draining is not None:  # asked twice: at once
+            super().handle_exit(sig, frame)
+            return
+        log.info("stopping", extra={"signal": signal.Signals(sig).name, "grace": self._grace})
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(self._begin_drain, sig)
+
+    def _begin_drain(self, sig: int) -> None:
+        self._draining = asyncio.create_task(self._drain(sig))
+
+    async def _drain(self, sig: int) -> None:
+        await self._engine.drain(self._grace)
+        super().handle_exit(sig, None)

@@ -1,0 +1,204 @@
+"""Job records (SQLAlchemy) and picture files: what was accepted here is not lost.
+
+Every method blocks; the engine calls them on one thread of its own. Nothing outside this file touches a
+job's record or files.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
+
+from app.errors import StorageFailed, UnknownJob
+from app.job import Job, JobState
+
+_metadata = sa.MetaData()
+_jobs = sa.Table(
+    "jobs",
+    _metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),  # the order of acceptance
+    sa.Column("id", sa.String(36), nullable=False, unique=True),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("device", sa.String(32)),
+    sa.Column("face", sa.String(32), nullable=False),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("started", sa.Float),
+    sa.Column("finished", sa.Float),
+    sa.Column("record", sa.JSON, nullable=False),
+    sa.Column("idempotency_key", sa.String(255)),
+    sa.Column("digest", sa.String(64)),
+    sa.UniqueConstraint("owner", "idempotency_key"),
+    sqlite_autoincrement=True,
+)
+_COLUMNS = ("id", "state", "device", "face", "owner", "attempts", "created", "started", "finished")
+
+
+class Store:
+    """Records in a database (SQLite in `folder` unless `url` says otherwise), files under `folder`/jobs/ID."""
+
+    def __init__(self, folder: Path, *, url: str | None = None, min_free: int = 0) -> None:
+        self._folder = folder / "jobs"
+        self._min_free = min_free
+        with _storage_errors():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            probe = self._folder / ".probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        self._database = sa.create_engine(url or f"sqlite:///{folder / 'easel.db'}")
+        if self._database.dialect.name == "sqlite":
+            event.listen(self._database, "connect", _configure_sqlite)
+        with _storage_errors():
+            _metadata.create_all(self._database)
+
+    def close(self) -> None:
+        self._database.dispose()
+
+    def add(
+        self, job: Job, inputs: Mapping[str, bytes], *, key: str | None = None, digest: str | None = None
+    ) -> None:
+        """Keeps a new job durably: when this returns, a power cut does not lose it.
+
+        Raises KeyError when the owner has used the idempotency key, StorageFailed when there is no room.
+        """
+        with _storage_errors():
+            free = shutil.disk_usage(self._folder).free
+            if free < self._min_free:
+                raise StorageFailed(
+                    f"Only {free // 2**20} MB are free under DATA_DIR, {self._min_free // 2**20} MB are "
+                    "needed (MIN_FREE_DISK). Delete old jobs or give it more room."
+                )
+            for name, data in inputs.items():
+                self._write(job.id, name, data)
+            values = _values(job) | {"idempotency_key": key, "digest": digest}
+            try:
+                with self._database.begin() as connection:
+                    connection.execute(sa.insert(_jobs).values(values))
+            except IntegrityError:
+                shutil.rmtree(self._folder / job.id, ignore_errors=True)
+                raise KeyError(key) from None
+
+    def find_key(self, owner: str, key: str) -> tuple[Job, str] | None:
+        """The job that an idempotency key gave, and the digest of the body it came with."""
+        where = (_jobs.c.owner == owner) & (_jobs.c.idempotency_key == key)
+        with _storage_errors(), self._database.connect() as connection:
+            row = connection.execute(sa.select(_jobs).where(where)).first()
+        return (_job(row), str(row.digest)) if row else None
+
+    def update(self, job: Job) -> None:
+        with _storage_errors(), self._database.begin() as connection:
+            connection.execute(sa.update(_jobs).where(_jobs.c.id == job.id).values(_values(job)))
+
+    def finish(self, job: Job, pictures: Mapping[str, bytes]) -> None:
+        """Keeps the pictures, then the record that names them: a record never names a missing file."""
+        with _storage_errors():
+            for name, data in pictures.items():
+                self._write(job.id, name, data)
+        self.update(job)
+
+    def get(self, job_id: str) -> Job:
+        with _storage_errors(), self._database.connect() as connection:
+            row = connection.execute(sa.select(_jobs).where(_jobs.c.id == job_id)).first()
+        if row is None:
+            raise UnknownJob(f"There is no job {job_id[:64]!r}; it may have been deleted.")
+        return _job(row)
+
+    def page(
+        self,
+        *,
+        state: JobState | None = None,
+        limit: int = 50,
+        before: str | None = None,
+        face: str | None = None,
+    ) -> list[Job]:
+        """Newest first; `before` is the id of a job, exclusive."""
+        query = sa.select(_jobs).order_by(_jobs.c.number.desc()).limit(limit)
+        if state is not None:
+            query = query.where(_jobs.c.state == state)
+        if face is not None:
+            query = query.where(_jobs.c.face == face)
+        with _storage_errors(), self._database.connect() as connection:
+            if before is not None:
+                number = connection.scalar(sa.select(_jobs.c.number).where(_jobs.c.id == before))
+                if number is None:
+                    raise UnknownJob(f"There is no job {before[:64]!r} to page from.", field="before")
+                query = query.where(_jobs.c.number < number)
+            return [_job(row) for row in connection.execute(query)]
+
+    def unfinished(self) -> list[Job]:
+        """Queued and running jobs, oldest first."""
+        states = [state for state in JobState if not state.ended]
+        query = sa.select(_jobs).where(_jobs.c.state.in_(states)).order_by(_jobs.c.number)
+        with _storage_errors(), self._database.connect() as connection:
+            return [_job(row) for row in connection.execute(query)]
+
+    def delete(self, job_id: str) -> None:
+        with _storage_errors():
+            with self._database.begin() as connection:
+                connection.execute(sa.delete(_jobs).where(_jobs.c.id == job_id))
+            shutil.rmtree(self._folder / job_id, ignore_errors=True)
+
+    def folder(self, job_id: str) -> Path:
+        """Where the job's files lie; the ids are Easel's own, never a caller's text."""
+        return self._folder / job_id
+
+    def read(self, job_id: str, name: str) -> bytes:
+        with _storage_errors():
+            return (self._folder / job_id / name).read_bytes()
+
+    def _write(self, job_id: str, name: str, data: bytes) -> None:
+        """A file that is there whole or not at all, also after a power cut."""
+        folder = self._folder / job_id
+        folder.mkdir(exist_ok=True)
+        part = folder / f".{name}.part"
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(folder / name)
+        for directory in (folder, self._folder):
+            handle = os.open(directory, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def _values(job: Job) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in _COLUMNS} | {"record": job.to_record()}
+
+
+def _job(row: Any) -> Job:
+    columns = {name: getattr(row, name) for name in _COLUMNS}
+    return Job.from_record(row.record, **columns | {"state": JobState(row.state)})
+
+
+def _configure_sqlite(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")  # an accepted job survives a power cut
+    cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.close()
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Whatever disk and database raise, as StorageFailed in words."""
+    try:
+        yield
+    except (OperationalError, DatabaseError) as error:
+        raise StorageFailed(f"The job records cannot be used: {error.orig}.") from error
+    except OSError as error:
+        reason = {errno.ENOSPC: "the disk is full", errno.EROFS: "the disk is read-only"}.get(
+            error.errno or 0, os.strerror(error.errno) if error.errno else str(error)
+        )
+        where = f" ({error.filename})" if error.filename else ""
+        raise StorageFailed(f"DATA_DIR cannot be used: {reason}{where}.") from error

@@ -1,0 +1,226 @@
+"""The service's handle on one worker process: start it, hand it jobs, hear from it, end it.
+
+Knows processes and messages; knows no queue, no store and no retries.
+"""
+
+import asyncio
+import collections
+import contextlib
+import logging
+import pickle
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import Process
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.catalog import HOME
+from app.errors import EaselError, LoadFailed, WorkerDied, from_code
+from app.message import LENGTH, Cancel, Drawn, Encoded, Failed, Load, Loaded, Run, Stepped, Stopped, pack
+from app.model import Model
+from app.request import Recipe
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT = 5.0  # seconds an idle worker gets to end by itself
+LIMIT = 2**30  # bytes of one message
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    cache_dir: Path | None
+    threads: int
+    load_timeout: float
+    stall_timeout: float
+    extra: dict[str, str]
+
+
+class Task:
+    """A job inside a worker. `drawn` ends when the pipeline is free again, `encoded` when the files are there."""
+
+    def __init__(self, on_step: Callable[[Stepped], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self.drawn: asyncio.Future[Drawn | Stopped] = loop.create_future()
+        self.encoded: asyncio.Future[Encoded] = loop.create_future()
+        self.on_step = on_step
+
+    def fail(self, error: EaselError) -> None:
+        for future in (self.drawn, self.encoded):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # whoever waits hears it; nobody waiting is not an event worth a log line
+
+
+class Worker:
+    """One process with one pipeline. Made by `start`, which returns when the pipeline is loaded."""
+
+    def __init__(self, model: Model, device: str, options: WorkerOptions) -> None:
+        self.model = model
+        self.device = device
+        self.options = options
+        self.load_ms = 0.0
+        self.last_used = time.monotonic()
+        self.busy = False
+        self.dead = asyncio.Event()
+        self._tasks: dict[str, Task] = {}
+        self._heard = time.monotonic()
+        self._stderr: collections.deque[str] = collections.deque(maxlen=8)
+        self._listeners: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def start(cls, model: Model, device: str, options: WorkerOptions) -> "Worker":
+        """A worker with its pipeline ready; raises LoadFailed."""
+        worker = cls(model, device, options)
+        try:
+            await worker._launch()
+            async with asyncio.timeout(options.load_timeout):
+                await worker._load()
+        except TimeoutError:
+            raise LoadFailed(
+                f"{model.name} was not ready on {device} after {options.load_timeout:g} seconds "
+                "(LOAD_TIMEOUT)."
+            ) from None
+        finally:
+            if not worker.load_ms:
+                worker.kill()
+                await asyncio.shield(worker.stop())
+        return worker
+
+    async def _launch(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process: Process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "app.worker_main",
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                cwd=HOME,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                process_group=0,  # Ctrl-C in a terminal reaches the service alone
+            )
+        self._reader, self._writer = await asyncio.open_connection(sock=ours, limit=LIMIT)
+        self._listeners = [asyncio.create_task(self._log_output())]
+
+    async def _load(self) -> None:
+        options = self.options
+        load = Load(
+            model=self.model,
+            device=self.device,
+            cache_dir=options.cache_dir,
+            threads=options.threads,
+            extra=options.extra,
+        )
+        self._writer.write(pack(load))
+        answer = await self._receive()
+        if isinstance(answer, Failed):
+            raise from_code(answer.code, answer.detail)
+        if not isinstance(answer, Loaded):
+            raise LoadFailed(f"{self.model.name} cannot be loaded on {self.device}: {await self._epitaph()}")
+        self.load_ms = answer.milliseconds
+        self._listeners.append(asyncio.create_task(self._listen()))
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def run(self, job: str, recipe: Recipe, folder: Path | None, on_step: Callable[[Stepped], None]) -> Task:
+        """Hands a job to the process; the worker is busy until the task's `drawn` is done."""
+        task = self._tasks[job] = Task(on_step)
+        if self.dead.is_set():
+            task.fail(WorkerDied("The worker process has ended."))
+            return task
+        self.busy = True
+        self._heard = time.monotonic()
+        self._writer.write(pack(Run(job=job, recipe=recipe, folder=folder)))
+        task.drawn.add_done_callback(self._freed)
+        return task
+
+    def cancel(self, job: str) -> None:
+        if not self.dead.is_set():
+            self._writer.write(pack(Cancel(job=job)))
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, AttributeError):
+            self.process.kill()
+
+    async def stop(self) -> None:
+        """Ends the process; closing its channel is enough for a healthy one."""
+        self._writer.close()
+        try:
+            await asyncio.wait_for(self.process.wait(), STOP_TIMEOUT)
+        except TimeoutError:
+            self.kill()
+            await self.process.wait()
+
+    def stalled(self) -> bool:
+        """Whether it has been at a job without a sign of life for too long."""
+        return self.busy and time.monotonic() - self._heard > self.options.stall_timeout
+
+    def _freed(self, _: Any) -> None:
+        self.busy = False
+        self.last_used = time.monotonic()
+
+    async def _listen(self) -> None:
+        while (message := await self._receive()) is not None:
+            self._heard = time.monotonic()
+            task = self._tasks.get(message.job)
+            if task is None:
+                continue
+            match message:
+                case Stepped():
+                    task.on_step(message)
+                case Drawn():
+                    task.drawn.set_result(message)
+                case Stopped():
+                    task.drawn.set_result(message)
+                    del self._tasks[message.job]
+                case Encoded():
+                    task.encoded.set_result(message)
+                    del self._tasks[message.job]
+                case _:
+                    task.fail(from_code(message.code, message.detail))
+                    del self._tasks[message.job]
+        self.dead.set()
+        epitaph = await self._epitaph()
+        for task in self._tasks.values():
+            task.fail(WorkerDied(epitaph))
+        self._tasks.clear()
+        self._writer.close()
+
+    async def _receive(self) -> Any:
+        """The next message, or None when the process has closed its end."""
+        try:
+            head = await self._reader.readexactly(LENGTH.size)
+            return pickle.loads(await self._reader.readexactly(LENGTH.unpack(head)[0]))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+
+    async def _log_output(self) -> None:
+        """What the runtime prints goes to the log; its last lines tell why a process died."""
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            text = line.decode(errors="replace").rstrip()[:500]
+            if text:
+                self._stderr.append(text)
+                log.warning("worker said", extra={"pid": self.pid, "line": text})
+
+    async def _epitaph(self) -> str:
+        """Why the process ended, in words."""
+        code = await self.process.wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._listeners[0]), 1)
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = "; out of memory is the usual reason" if name == "SIGKILL" else ""
+            how = f"was ended by {name}{hint}"
+        else:
+            how = f"ended with exit code {code}"
+        said = f" Its last words: {self._stderr[-1]}" if self._stderr else ""
+        return f"The worker process {how}.{said}"

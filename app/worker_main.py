@@ -1,0 +1,181 @@
+"""The inside of a worker process: holds exactly one pipeline and makes pictures with it, one job at a time.
+
+    python -m app.worker_main FD
+
+FD is its end of a socket pair. It ends when the other end closes, even in the middle of a step, so that no
+worker outlives the service.
+"""
+
+import importlib.util
+import os
+import pickle
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+
+from app import image
+from app.errors import EaselError, LoadFailed
+from app.message import LENGTH, Cancel, Drawn, Encoded, Failed, Load, Loaded, Run, Stepped, Stopped, pack
+from app.model import Model
+from app.pipeline import Adapter, Canceled, Inputs, LoadOptions, Pipeline, Pixels
+from app.request import Recipe
+
+NICENESS = 5  # below the service, so that a health check never waits for a denoising step
+
+
+class Channel:
+    """The worker's end of the socket pair: messages arrive on a thread of their own, cancels at once."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._file = connection.makefile("rb")
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._incoming: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.canceled: set[str] = set()
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def send(self, message: Any) -> None:
+        with self._sending:
+            self._connection.sendall(pack(message))
+
+    def receive(self) -> Any:
+        return self._incoming.get()
+
+    def _receive(self) -> None:
+        while len(head := self._file.read(LENGTH.size)) == LENGTH.size:
+            message = pickle.loads(self._file.read(LENGTH.unpack(head)[0]))
+            if isinstance(message, Cancel):
+                self.canceled.add(message.job)
+            else:
+                self._incoming.put(message)
+        os._exit(0)  # the service is gone; the main thread may be deep inside a native call
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to handle
+    os.nice(NICENESS)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    load: Load = channel.receive()
+    began = time.perf_counter()
+    try:
+        pipeline = _load(load)
+    except EaselError as error:
+        channel.send(Failed(job=None, code=error.code, detail=error.detail))
+        return
+    except Exception as error:  # noqa: BLE001 - an adapter may raise anything
+        detail = f"{load.model.name} cannot be loaded on {load.device}: {type(error).__name__}: {error}"
+        channel.send(Failed(job=None, code=LoadFailed.code, detail=detail))
+        return
+    channel.send(Loaded(milliseconds=_since(began)))
+    with ThreadPoolExecutor(1) as encoder:
+        while True:
+            _run(channel, pipeline, channel.receive(), encoder)
+
+
+def _load(load: Load) -> Pipeline:
+    options = LoadOptions(
+        model=load.model, cache_dir=load.cache_dir, threads=load.threads, extra=load.extra
+    )
+    return load_adapter(load.model).load(load.model.weights_dir, load.device, options)
+
+
+def load_adapter(model: Model) -> Adapter:
+    """The family's pipeline.py as a module. By path, because families may have hyphens and dots."""
+    path = model.folder / "pipeline.py"
+    name = f"easel_family_{abs(hash(path))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise LoadFailed(f"The family {model.family} has no pipeline.py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses look their module up
+    spec.loader.exec_module(module)
+    return cast(Adapter, module)
+
+
+def _run(channel: Channel, pipeline: Pipeline, run: Run, encoder: ThreadPoolExecutor) -> None:
+    try:
+        pixels, timings, warnings = _draw(channel, pipeline, run)
+    except Canceled:
+        channel.send(Stopped(job=run.job))
+    except EaselError as error:
+        channel.send(Failed(job=run.job, code=error.code, detail=error.detail))
+    except Exception as error:  # noqa: BLE001 - a pipeline may raise anything; the worker lives on
+        detail = f"The pipeline failed: {type(error).__name__}: {error}"
+        channel.send(Failed(job=run.job, code="generation_failed", detail=detail[:500]))
+    else:
+        channel.send(Drawn(job=run.job, timings_ms=timings, warnings=warnings))
+        encoder.submit(_encode, channel, run, pixels)
+    finally:
+        channel.canceled.discard(run.job)
+
+
+def _draw(
+    channel: Channel, pipeline: Pipeline, run: Run
+) -> tuple[list[Pixels], dict[str, float], tuple[str, ...]]:
+    recipe = run.recipe
+    inputs = _inputs(recipe, run.folder)
+    pixels: list[Pixels] = []
+    timings: dict[str, float] = {}
+    warnings: dict[str, None] = {}
+    for n in range(recipe.images):
+
+        def on_step(
+            step: int, steps: int, preview: Callable[[], Pixels] | None = None, done: int = n
+        ) -> None:
+            if run.job in channel.canceled:
+                raise Canceled
+            channel.send(
+                Stepped(
+                    job=run.job,
+                    step=done * steps + step,
+                    steps=recipe.images * steps,
+                    preview=image.preview_jpeg(Image.fromarray(preview())) if preview else None,
+                )
+            )
+
+        if run.job in channel.canceled:
+            raise Canceled
+        made = pipeline.generate(recipe, recipe.image_seed(n), inputs, on_step)
+        pixels.append(made.pixels)
+        warnings |= dict.fromkeys(made.warnings)
+        for name, milliseconds in made.timings_ms.items():
+            timings[name] = timings.get(name, 0.0) + milliseconds
+    return pixels, timings, tuple(warnings)
+
+
+def _inputs(recipe: Recipe, folder: Path | None) -> Inputs:
+    def read(name: str | None) -> Any:
+        return np.asarray(Image.open(folder / name)) if name and folder else None
+
+    return Inputs(init_image=read(recipe.init_image), mask=read(recipe.mask))
+
+
+def _encode(channel: Channel, run: Run, pixels: list[Pixels]) -> None:
+    began = time.perf_counter()
+    try:
+        pictures = tuple(
+            image.encode(Image.fromarray(picture), run.recipe, run.recipe.image_seed(n))
+            for n, picture in enumerate(pixels)
+        )
+    except Exception as error:  # noqa: BLE001 - on a thread of its own: unheard, it would hang the job
+        channel.send(Failed(job=run.job, code="generation_failed", detail=f"Encoding failed: {error}"))
+        return
+    channel.send(Encoded(job=run.job, pictures=pictures, milliseconds=_since(began)))
+
+
+def _since(began: float) -> float:
+    return (time.perf_counter() - began) * 1000
+
+
+if __name__ == "__main__":
+    main()
