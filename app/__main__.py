@@ -61,21 +61,32 @@ def serve() -> None:
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where the picture goes; its ending says the format.")
+        Path,
+        typer.Option("--output", "-o", help="Where the picture goes; its ending says the format."),
     ] = Path("easel.png"),
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Default: MODEL, else demo.")] = None,
-    device: Annotated[str | None, typer.Option("--device", "-d", help="Default: DEVICE, else CPU.")] = None,
-    negative: Annotated[str | None, typer.Option("--negative", help="What it should not show.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Default: MODEL, else demo.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", "-d", help="Default: DEVICE, else CPU.")
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option("--negative", help="What it should not show.")
+    ] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How strictly the prompt is followed.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How strictly the prompt is followed.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture.")] = None,
     images: Annotated[int, typer.Option("--images", "-n", help="How many pictures.")] = 1,
     sampler: Annotated[str | None, typer.Option(help="One of the model's samplers.")] = None,
     init: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
     strength: Annotated[float | None, typer.Option(help="How far from it, 0 to 1.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="White where --init is to be repainted.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="White where --init is to be repainted.")
+    ] = None,
 ) -> None:
     """Make a picture without a server."""
     from app.draw import draw
@@ -138,9 +149,9 @@ def devices(
     from rich.console import Console
     from rich.table import Table
 
-    from app.device import probe
+    from app.device import Devices
 
-    found = probe()
+    found = asyncio.run(Devices().list())
     if as_json:
         print(json.dumps([asdict(device) for device in found]))
         return

@@ -1,18 +1,15 @@
 """Which devices this machine has. Asked in a child process: the API process never loads a runtime.
 
-    python -m app.device       prints them as JSON
+python -m app.device       prints them as JSON
 """
 
 import asyncio
 import contextlib
-import importlib
-import importlib.util
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 FRESH = 60.0  # seconds an answer is used for
 PATIENCE = 60.0  # seconds a driver gets to answer
@@ -53,14 +50,16 @@ class Devices:
         for device in devices:
             if device.name == named:
                 return device.reason if not device.available else None
-        return f"this machine has {', '.join(device.name for device in devices if device.available)}"
+        return (
+            f"this machine has {', '.join(device.name for device in devices if device.available)}"
+        )
 
 
 async def _ask() -> list[Device]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "app.device",
+        "app.device_probe",
         cwd=Path(__file__).resolve().parent.parent,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -71,59 +70,7 @@ async def _ask() -> list[Device]:
     except (TimeoutError, ValueError) as error:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        why = "a driver did not answer" if isinstance(error, TimeoutError) else "asking for it failed"
-        return [Device(name="CPU", full_name="CPU", kind="CPU", available=True, reason=why)]
-
-
-def probe() -> list[Device]:
-    """What OpenVINO and axengine find here, with the reasons for what they do not."""
-    import openvino
-
-    core: Any = openvino.Core()
-    found: list[str] = list(core.available_devices)
-    devices = [
-        Device(
-            name=name,
-            full_name=str(core.get_property(name, "FULL_DEVICE_NAME")),
-            kind=name.partition(".")[0],
-            available=True,
+        why = (
+            "a driver did not answer" if isinstance(error, TimeoutError) else "asking for it failed"
         )
-        for name in found
-    ]
-    for kind in ("GPU", "NPU"):
-        if not any(device.kind == kind for device in devices):
-            reason = _openvino_reason(core, kind)
-            full = f"Intel {kind}"
-            devices.append(Device(name=kind, full_name=full, kind=kind, available=False, reason=reason))
-    automatic = "the best of the devices above, chosen by OpenVINO"
-    devices.append(Device(name="AUTO", full_name=automatic, kind="AUTO", available=bool(found)))
-    return [*devices, _axera()]
-
-
-def _openvino_reason(core: Any, kind: str) -> str:
-    try:
-        core.get_property(kind, "FULL_DEVICE_NAME")
-    except RuntimeError as error:
-        if "libOpenCL" in str(error):
-            return "its driver is not installed (libOpenCL.so.1 is missing)"
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return lines[-1][:200] if lines else "OpenVINO does not find it"
-    return "OpenVINO does not find it"
-
-
-def _axera() -> Device:
-    reason = None
-    if importlib.util.find_spec("axengine") is None:
-        reason = "axengine is not installed; axera/setup.sh installs it"
-    else:
-        try:
-            importlib.import_module("axengine")
-        except ImportError as error:
-            reason = f"axengine cannot be used: {error}"
-    return Device(
-        name="AXERA", full_name="Axera NPU", kind="AXERA", available=reason is None, reason=reason
-    )
-
-
-if __name__ == "__main__":
-    print(json.dumps([asdict(device) for device in probe()]))
+        return [Device(name="CPU", full_name="CPU", kind="CPU", available=True, reason=why)]

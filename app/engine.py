@@ -62,7 +62,9 @@ class Readiness:
 
 
 class Engine:
-    def __init__(self, settings: Settings, catalog: Catalog, store: Store, *, memory_budget: int) -> None:
+    def __init__(
+        self, settings: Settings, catalog: Catalog, store: Store, *, memory_budget: int
+    ) -> None:
         self.settings = settings
         self.devices = Devices()
         self.catalog = catalog
@@ -101,7 +103,9 @@ class Engine:
         for job in await self._on_disk(self._store.unfinished):
             live = self._live[job.id] = LiveJob(job)
             if job.attempts >= ATTEMPTS:
-                detail = "The service ended twice while this job was running; it is not tried again."
+                detail = (
+                    "The service ended twice while this job was running; it is not tried again."
+                )
                 await self._end(live, JobState.FAILED, error=WorkerDied(detail))
                 continue
             live.change(state=JobState.QUEUED, progress=Progress())
@@ -131,7 +135,9 @@ class Engine:
         for live in self._live.values():
             if live.job.state is JobState.RUNNING:
                 attempts = live.job.attempts - 1
-                live.change(state=JobState.QUEUED, started=None, attempts=attempts, progress=Progress())
+                live.change(
+                    state=JobState.QUEUED, started=None, attempts=attempts, progress=Progress()
+                )
                 await self._save(live.job)
         await self._pool.close()
         self._disk.shutdown()
@@ -161,14 +167,22 @@ class Engine:
         # On a thread: a large picture takes a while to decode.
         pictures = await asyncio.to_thread(open_inputs, request) if request.init_image else {}
         init = pictures.get("init_image")
-        recipe, warnings = model.complete(request, lenient=lenient, init_size=init.size if init else None)
-        files = await asyncio.to_thread(fit_inputs, pictures, recipe, request.resize) if pictures else {}
+        recipe, warnings = model.complete(
+            request, lenient=lenient, init_size=init.size if init else None
+        )
+        files = (
+            await asyncio.to_thread(fit_inputs, pictures, recipe, request.resize)
+            if pictures
+            else {}
+        )
         if len(self._queue) + len(self._admitting) >= self.settings.queue_limit:
             raise QueueFull(
                 f"{len(self._queue)} jobs are waiting, which is the limit (QUEUE_LIMIT).",
                 retry_after=max(1, round(self._seconds_per_job * len(self._queue) / 2)),
             )
-        if alone and (face in self._admitting or any(live.job.face == face for live in self._live.values())):
+        if alone and (
+            face in self._admitting or any(live.job.face == face for live in self._live.values())
+        ):
             raise Busy("One run at a time: the last one has not ended.")
         total = recipe.steps * recipe.images
         job = Job(
@@ -310,11 +324,14 @@ class Engine:
     async def load(self, name: str, device: str | None = None) -> tuple[Model, str]:
         """Makes a model the serving pipeline when it is ready; until then, and if it fails, the old one is."""
         model = self._installed(self.catalog.get(name))
-        device = device or (self.serving[1] if model.supports(self.serving[1]) else self._default_device(model))
+        device = device or (
+            self.serving[1] if model.supports(self.serving[1]) else self._default_device(model)
+        )
         if not model.supports(device):
             allowed = ", ".join(model.devices)
             raise UnknownDevice(
-                f"{model.name} does not run on {device[:32]!r}; it runs on: {allowed}.", field="device"
+                f"{model.name} does not run on {device[:32]!r}; it runs on: {allowed}.",
+                field="device",
             )
         absent = await self.devices.why_absent(device)
         if absent is not None:
@@ -337,11 +354,18 @@ class Engine:
         self._readiness = replace(self._readiness, detail=f"Loading {model.name} on {device}.")
         try:
             await self.load(model.name, device)
-        except EaselError as error:
+        except Exception as broken:  # noqa: BLE001 - whatever it is, the service stays up and tells it
+            error = (
+                broken
+                if isinstance(broken, EaselError)
+                else LoadFailed(f"{type(broken).__name__}: {broken}")
+            )
             if self._readiness.status != "ready":  # another model may have been loaded by now
                 self._readiness = replace(self._readiness, status="failed", detail=error.detail)
             self._failed_loads[model.name] = (time.monotonic(), error.detail)
-            log.error("load failed", extra={"model": model.name, "device": device, "detail": error.detail})
+            log.error(
+                "load failed", extra={"model": model.name, "device": device, "detail": error.detail}
+            )
         self._pump()
 
     def _default_device(self, model: Model) -> str:
@@ -444,7 +468,9 @@ class Engine:
             job.id,
             job.recipe,
             self._store.folder(job.id),
-            lambda stepped: live.step(stepped.step, stepped.steps, stepped.preview) if live.wanted else None,
+            lambda stepped: (
+                live.step(stepped.step, stepped.steps, stepped.preview) if live.wanted else None
+            ),
         )
         live.worker = worker
         drawn = await self._until_free(live, worker, task)
@@ -465,7 +491,9 @@ class Engine:
 
     async def _keep(self, live: LiveJob, drawn: Drawn, encoded: Encoded, load_ms: float) -> None:
         recipe = live.job.recipe
-        files: dict[str, bytes] = {f"{n}.{recipe.format}": data for n, data in enumerate(encoded.pictures)}
+        files: dict[str, bytes] = {
+            f"{n}.{recipe.format}": data for n, data in enumerate(encoded.pictures)
+        }
         images = tuple(
             ImageFile(
                 name=name,
@@ -497,8 +525,14 @@ class Engine:
         """A worker's death costs one retry; anything else is the job's end."""
         if not live.wanted:
             return
-        if isinstance(error, WorkerDied) and live.job.attempts < ATTEMPTS and not self._stopping.is_set():
-            log.warning("worker died, trying again", extra={"job": live.job.id, "detail": error.detail})
+        if (
+            isinstance(error, WorkerDied)
+            and live.job.attempts < ATTEMPTS
+            and not self._stopping.is_set()
+        ):
+            log.warning(
+                "worker died, trying again", extra={"job": live.job.id, "detail": error.detail}
+            )
             live.change(state=JobState.QUEUED)
             live.restart()
             live.publish("state")

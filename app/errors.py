@@ -29,7 +29,9 @@ class EaselError(Exception):
     code = "error"
     title = "Something went wrong"
 
-    def __init__(self, detail: str, *, field: str | None = None, retry_after: int | None = None) -> None:
+    def __init__(
+        self, detail: str, *, field: str | None = None, retry_after: int | None = None
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.field = field

@@ -40,7 +40,8 @@ def from_base64(text: str, field: str) -> bytes:
         data = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequest(
-            f"{field} is not base64; send the picture's bytes in base64 or as a data URI.", field=field
+            f"{field} is not base64; send the picture's bytes in base64 or as a data URI.",
+            field=field,
         ) from None
     if not data:
         raise InvalidRequest(f"{field} is empty.", field=field)
@@ -71,9 +72,14 @@ def open_image(data: bytes, field: str) -> Image.Image:
     except InvalidRequest:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
-        reason = "is damaged" if isinstance(error, OSError | SyntaxError) and _known(data) else "is not a picture"
+        reason = (
+            "is damaged"
+            if isinstance(error, OSError | SyntaxError) and _known(data)
+            else "is not a picture"
+        )
         raise InvalidRequest(
-            f"{field} {reason} that can be read; send PNG, JPEG, WebP, GIF, BMP or TIFF.", field=field
+            f"{field} {reason} that can be read; send PNG, JPEG, WebP, GIF, BMP or TIFF.",
+            field=field,
         ) from None
 
 

@@ -27,7 +27,9 @@ class LiveJob:
         return self.job
 
     def publish(self, kind: str, preview: bytes | None = None) -> None:
-        self.events.append(JobEvent(id=len(self.events) + 1, kind=kind, job=self.job, preview=preview))
+        self.events.append(
+            JobEvent(id=len(self.events) + 1, kind=kind, job=self.job, preview=preview)
+        )
         if kind == "done":
             self.ended.set()
         self._changed.set()

@@ -82,7 +82,11 @@ class Model:
         )
 
     def complete(
-        self, request: ImageRequest, *, lenient: bool = False, init_size: tuple[int, int] | None = None
+        self,
+        request: ImageRequest,
+        *,
+        lenient: bool = False,
+        init_size: tuple[int, int] | None = None,
     ) -> tuple[Recipe, list[str]]:
         """The recipe for a request, and what was asked but is not honoured, in words.
 
@@ -146,7 +150,9 @@ class Model:
         scale = max(scale, low / min(size))
         step = self.limits.multiple_of
         fitted = (round(side * scale / step) * step for side in size)
-        width, height = (min(max(side, -(-low // step) * step), high // step * step) for side in fitted)
+        width, height = (
+            min(max(side, -(-low // step) * step), high // step * step) for side in fitted
+        )
         return width, height
 
     def _guidance(self, request: ImageRequest, check: "_Checker") -> float | None:
@@ -154,7 +160,9 @@ class Model:
             if request.guidance is not None and request.guidance > 1:
                 check.refuse(f"{self.name} runs without guidance", field="guidance")
             return None
-        return check.within("guidance", request.guidance, self.defaults.guidance or 1.0, self.limits.guidance)
+        return check.within(
+            "guidance", request.guidance, self.defaults.guidance or 1.0, self.limits.guidance
+        )
 
     def _negative_prompt(
         self, request: ImageRequest, check: "_Checker", guidance: float | None
@@ -175,7 +183,9 @@ class Model:
             if request.init_image is None:
                 raise InvalidRequest("mask needs an init_image to repaint.", field="mask")
             if not self.limits.inpainting:
-                raise InvalidRequest(f"{self.name} cannot repaint a part of a picture.", field="mask")
+                raise InvalidRequest(
+                    f"{self.name} cannot repaint a part of a picture.", field="mask"
+                )
         if request.init_image is None:
             if request.strength is not None:
                 check.refuse("strength needs an init_image to start from", field="strength")
@@ -227,7 +237,9 @@ class _Checker:
             return value
         nearest = default if value != value else min(max(value, low), high)
         self.refuse(
-            f"{field} is a number from {low} to {high}, not {value}", field=field, instead=f"set to {nearest}"
+            f"{field} is a number from {low} to {high}, not {value}",
+            field=field,
+            instead=f"set to {nearest}",
         )
         return nearest
 

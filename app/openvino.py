@@ -54,7 +54,9 @@ def load(
         pipeline.compile(device, **properties)
         return OpenVINOPipeline(pipeline, weights, options, preview)
     except RuntimeError as error:
-        raise LoadFailed(f"{options.model.name} cannot be loaded on {device}: {_words(error)}") from error
+        raise LoadFailed(
+            f"{options.model.name} cannot be loaded on {device}: {_words(error)}"
+        ) from error
 
 
 class OpenVINOPipeline:
@@ -76,7 +78,9 @@ class OpenVINOPipeline:
         self._image_to_image = genai.Image2ImagePipeline(inpainting)
         self._text_to_image = genai.Text2ImagePipeline(inpainting)
         self._tokenizer = genai.Tokenizer(weights / "tokenizer")
-        text_config: dict[str, Any] = json.loads((weights / "text_encoder" / "config.json").read_text())
+        text_config: dict[str, Any] = json.loads(
+            (weights / "text_encoder" / "config.json").read_text()
+        )
         self._positions: int = text_config["max_position_embeddings"]
         self._schedulers: dict[tuple[str | None, bool], genai.Scheduler] = {}
 
@@ -123,7 +127,10 @@ class OpenVINOPipeline:
         image = ov.Tensor(np.ascontiguousarray(inputs.init_image[None]))
         if inputs.mask is None:
             return self._image_to_image, (image,)
-        return self._inpainting, (image, ov.Tensor(np.ascontiguousarray(inputs.mask[None, :, :, None])))
+        return self._inpainting, (
+            image,
+            ov.Tensor(np.ascontiguousarray(inputs.mask[None, :, :, None])),
+        )
 
     def _prompts(self, recipe: Recipe, warnings: list[str]) -> dict[str, Any]:
         arguments: dict[str, Any] = {"prompt": self._fitting(recipe.prompt, "prompt", warnings)}
@@ -134,7 +141,9 @@ class OpenVINOPipeline:
         # The runtime refuses a negative prompt where it has no use for one.
         guided = recipe.guidance is not None and recipe.guidance > 1
         if recipe.negative_prompt is not None and guided and self._model.limits.negative_prompt:
-            arguments["negative_prompt"] = self._fitting(recipe.negative_prompt, "negative_prompt", warnings)
+            arguments["negative_prompt"] = self._fitting(
+                recipe.negative_prompt, "negative_prompt", warnings
+            )
         return arguments
 
     def _fitting(self, text: str, field: str, warnings: list[str]) -> str:
@@ -154,11 +163,16 @@ class OpenVINOPipeline:
             config: dict[str, Any] = json.loads(
                 (self._weights / "scheduler" / "scheduler_config.json").read_text()
             )
-            config |= {"clip_sample": False, "skip_prk_steps": True}  # else DDIM and PNDM are refused
+            config |= {
+                "clip_sample": False,
+                "skip_prk_steps": True,
+            }  # else DDIM and PNDM are refused
             config.pop("time_shift_type", None)  # the runtime applies "exponential" wrongly
             if not trailing and config.get("timestep_spacing") == "trailing":
                 config["timestep_spacing"] = "linspace"
-            kind = getattr(genai.Scheduler.Type, _SCHEDULERS[recipe.sampler] if recipe.sampler else "AUTO")
+            kind = getattr(
+                genai.Scheduler.Type, _SCHEDULERS[recipe.sampler] if recipe.sampler else "AUTO"
+            )
             with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
                 json.dump(config, file)
                 file.flush()
@@ -199,7 +213,9 @@ class _Callback:
             raise GenerationFailed("A step's report failed.") from self._stopped
 
 
-def latent_to_rgb(latent: NDArray[np.float32], factors: NDArray[np.float32], aspect: float) -> Pixels:
+def latent_to_rgb(
+    latent: NDArray[np.float32], factors: NDArray[np.float32], aspect: float
+) -> Pixels:
     """A small picture of a latent [n, channels, h, w], or of FLUX's packed one [n, h/2 * w/2, 4 * channels].
 
     `factors` as in load(); `aspect` is height / width, which a packed latent does not know.

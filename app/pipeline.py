@@ -30,7 +30,9 @@ class OnStep(Protocol):
     the latent changes with the next step. Raises Canceled when the job is no longer wanted.
     """
 
-    def __call__(self, step: int, steps: int, preview: Callable[[], Pixels] | None = None) -> None: ...
+    def __call__(
+        self, step: int, steps: int, preview: Callable[[], Pixels] | None = None
+    ) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

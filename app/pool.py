@@ -26,7 +26,9 @@ class Pool:
 
     def warm(self, name: str) -> Worker | None:
         """A live worker that has this model loaded, the last used one first."""
-        found = [worker for key, worker in self._workers.items() if key[0] == name and _alive(worker)]
+        found = [
+            worker for key, worker in self._workers.items() if key[0] == name and _alive(worker)
+        ]
         return max(found, key=lambda worker: worker.last_used, default=None)
 
     async def get(self, model: Model, device: str) -> Worker:
@@ -96,14 +98,18 @@ class Pool:
                 idle = [worker for worker in self._workers.items() if not worker[1].busy]
                 if idle:
                     victim, worker = min(idle, key=lambda item: item[1].last_used)
-                    log.info("making room", extra={"unloaded": worker.model.name, "for": model.name})
+                    log.info(
+                        "making room", extra={"unloaded": worker.model.name, "for": model.name}
+                    )
                     await self._end(victim)
                 else:
                     await self._room.wait()
             self._loading[key] = model
 
     def _used(self) -> int:
-        loaded = sum(worker.model.limits.memory for worker in self._workers.values() if _alive(worker))
+        loaded = sum(
+            worker.model.limits.memory for worker in self._workers.values() if _alive(worker)
+        )
         return loaded + sum(model.limits.memory for model in self._loading.values())
 
     async def _end(self, key: Key) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from types import FrameType
 
 import psutil
@@ -30,13 +30,15 @@ def create_app(settings: Settings) -> FastAPI:
     """The application for these settings; raises CatalogError, UnknownModel or StorageFailed."""
     catalog = Catalog([HOME, *settings.models_path], settings.data_dir.resolve() / "models")
     store = Store(
-        settings.data_dir.resolve(), url=settings.database_url, min_free=settings.min_free_disk * 2**20
+        settings.data_dir.resolve(),
+        url=settings.database_url,
+        min_free=settings.min_free_disk * 2**20,
     )
     budget = settings.memory_budget * 2**20 or psutil.virtual_memory().total * 2 // 3
     engine = Engine(settings, catalog, store, memory_budget=budget)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         await engine.start()
         try:
             yield
@@ -95,7 +97,9 @@ def _invalid(error: RequestValidationError) -> errors.EaselError:
 
 def _http(error: HTTPException, request: Request) -> errors.EaselError:
     if error.status_code == 404:
-        return errors.NotFound(f"There is nothing at {request.url.path[:200]}; /docs lists the routes.")
+        return errors.NotFound(
+            f"There is nothing at {request.url.path[:200]}; /docs lists the routes."
+        )
     if error.status_code == 405:
         return errors.MethodNotAllowed(f"{request.url.path} does not take {request.method}.")
     return errors.InvalidRequest(str(error.detail))

@@ -3,7 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -19,19 +26,27 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
     model: str = Field(default="demo", description="the model to serve: a name or alias")
-    device: str = Field(default="CPU", description="where it runs: CPU, GPU, GPU.1, NPU, AUTO, AXERA")
+    device: str = Field(
+        default="CPU", description="where it runs: CPU, GPU, GPU.1, NPU, AUTO, AXERA"
+    )
     host: str = Field(default="127.0.0.1", description="the address to listen on")
     port: int = Field(default=8100, ge=0, le=65535, description="the port to listen on")
-    data_dir: Path = Field(default=Path("data"), description="jobs, pictures, weights, compiled models")
+    data_dir: Path = Field(
+        default=Path("data"), description="jobs, pictures, weights, compiled models"
+    )
     models_path: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(), description="more folders that hold family folders, separated by `:`"
     )
-    queue_limit: int = Field(default=64, ge=1, description="jobs that may wait; one more is refused")
+    queue_limit: int = Field(
+        default=64, ge=1, description="jobs that may wait; one more is refused"
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
         description="keys that callers must show, separated by commas; none: everybody may call",
     )
-    generation_auth_key: SecretStr | None = Field(default=None, description="another name for one API key")
+    generation_auth_key: SecretStr | None = Field(
+        default=None, description="another name for one API key"
+    )
     api_key_file: Path | None = Field(default=None, description="a file with API keys, one a line")
     hf_token: SecretStr | None = Field(
         default=None,
@@ -46,26 +61,35 @@ class Settings(BaseSettings):
         default=25, ge=0, description="seconds a running job gets to finish after SIGTERM"
     )
     cancel_timeout: float = Field(
-        default=60, gt=0, description="seconds a canceled job gets to stop before its worker is killed"
+        default=60,
+        gt=0,
+        description="seconds a canceled job gets to stop before its worker is killed",
     )
     stall_timeout: float = Field(
         default=900, gt=0, description="seconds without a step after which a worker counts as hung"
     )
     load_timeout: float = Field(
-        default=1800, gt=0, description="seconds a pipeline gets to load before its worker is killed"
+        default=1800,
+        gt=0,
+        description="seconds a pipeline gets to load before its worker is killed",
     )
     starvation: float = Field(
         default=30, ge=0, description="seconds a job may be passed over by jobs of the loaded model"
     )
-    threads: int = Field(default=0, ge=0, description="inference threads on the CPU; 0: the runtime decides")
+    threads: int = Field(
+        default=0, ge=0, description="inference threads on the CPU; 0: the runtime decides"
+    )
     memory_budget: int = Field(
-        default=0, ge=0, description="MB that loaded pipelines may take; 0: two thirds of the machine's"
+        default=0,
+        ge=0,
+        description="MB that loaded pipelines may take; 0: two thirds of the machine's",
     )
     min_free_disk: int = Field(
         default=100, ge=0, description="MB that must be free under DATA_DIR for a new job"
     )
     database_url: str | None = Field(
-        default=None, description="SQLAlchemy address of the job records; default: SQLite in DATA_DIR"
+        default=None,
+        description="SQLAlchemy address of the job records; default: SQLite in DATA_DIR",
     )
 
     @field_validator("models_path", mode="before")

@@ -7,7 +7,7 @@ job's record or files.
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ _metadata = sa.MetaData()
 _jobs = sa.Table(
     "jobs",
     _metadata,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),  # the order of acceptance
+    sa.Column(
+        "number", sa.Integer, primary_key=True, autoincrement=True
+    ),  # the order of acceptance
     sa.Column("id", sa.String(36), nullable=False, unique=True),
     sa.Column("state", sa.String(16), nullable=False, index=True),
     sa.Column("device", sa.String(32)),
@@ -63,7 +65,12 @@ class Store:
         self._database.dispose()
 
     def add(
-        self, job: Job, inputs: Mapping[str, bytes], *, key: str | None = None, digest: str | None = None
+        self,
+        job: Job,
+        inputs: Mapping[str, bytes],
+        *,
+        key: str | None = None,
+        digest: str | None = None,
     ) -> None:
         """Keeps a new job durably: when this returns, a power cut does not lose it.
 
@@ -129,7 +136,9 @@ class Store:
             if before is not None:
                 number = connection.scalar(sa.select(_jobs.c.number).where(_jobs.c.id == before))
                 if number is None:
-                    raise UnknownJob(f"There is no job {before[:64]!r} to page from.", field="before")
+                    raise UnknownJob(
+                        f"There is no job {before[:64]!r} to page from.", field="before"
+                    )
                 query = query.where(_jobs.c.number < number)
             return [_job(row) for row in connection.execute(query)]
 
@@ -190,7 +199,7 @@ def _configure_sqlite(connection: Any, _: Any) -> None:
 
 
 @contextmanager
-def _storage_errors() -> Iterator[None]:
+def _storage_errors() -> Generator[None]:
     """Whatever disk and database raise, as StorageFailed in words."""
     try:
         yield

@@ -20,7 +20,19 @@ from typing import Any
 
 from app.catalog import HOME
 from app.errors import EaselError, LoadFailed, WorkerDied, from_code
-from app.message import LENGTH, Cancel, Drawn, Encoded, Failed, Load, Loaded, Run, Stepped, Stopped, pack
+from app.message import (
+    LENGTH,
+    Cancel,
+    Drawn,
+    Encoded,
+    Failed,
+    Load,
+    Loaded,
+    Run,
+    Stepped,
+    Stopped,
+    pack,
+)
 from app.model import Model
 from app.request import Recipe
 
@@ -103,7 +115,7 @@ class Worker:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                process_group=0,  # Ctrl-C in a terminal reaches the service alone
+                start_new_session=True,  # Ctrl-C in a terminal reaches the service alone
             )
         self._reader, self._writer = await asyncio.open_connection(sock=ours, limit=LIMIT)
         self._listeners = [asyncio.create_task(self._log_output())]
@@ -122,7 +134,9 @@ class Worker:
         if isinstance(answer, Failed):
             raise from_code(answer.code, answer.detail)
         if not isinstance(answer, Loaded):
-            raise LoadFailed(f"{self.model.name} cannot be loaded on {self.device}: {await self._epitaph()}")
+            raise LoadFailed(
+                f"{self.model.name} cannot be loaded on {self.device}: {await self._epitaph()}"
+            )
         self.load_ms = answer.milliseconds
         self._listeners.append(asyncio.create_task(self._listen()))
 
@@ -130,7 +144,9 @@ class Worker:
     def pid(self) -> int:
         return self.process.pid
 
-    def run(self, job: str, recipe: Recipe, folder: Path | None, on_step: Callable[[Stepped], None]) -> Task:
+    def run(
+        self, job: str, recipe: Recipe, folder: Path | None, on_step: Callable[[Stepped], None]
+    ) -> Task:
         """Hands a job to the process; the worker is busy until the task's `drawn` is done."""
         task = self._tasks[job] = Task(on_step)
         if self.dead.is_set():

@@ -25,7 +25,19 @@ from PIL import Image
 
 from app import image
 from app.errors import EaselError, LoadFailed
-from app.message import LENGTH, Cancel, Drawn, Encoded, Failed, Load, Loaded, Run, Stepped, Stopped, pack
+from app.message import (
+    LENGTH,
+    Cancel,
+    Drawn,
+    Encoded,
+    Failed,
+    Load,
+    Loaded,
+    Run,
+    Stepped,
+    Stopped,
+    pack,
+)
 from app.model import Model
 from app.pipeline import Adapter, Canceled, Inputs, LoadOptions, Pipeline, Pixels
 from app.request import Recipe
@@ -73,7 +85,9 @@ def main() -> None:
         channel.send(Failed(job=None, code=error.code, detail=error.detail))
         return
     except Exception as error:  # noqa: BLE001 - an adapter may raise anything
-        detail = f"{load.model.name} cannot be loaded on {load.device}: {type(error).__name__}: {error}"
+        detail = (
+            f"{load.model.name} cannot be loaded on {load.device}: {type(error).__name__}: {error}"
+        )
         channel.send(Failed(job=None, code=LoadFailed.code, detail=detail))
         return
     channel.send(Loaded(milliseconds=_since(began)))
@@ -168,7 +182,9 @@ def _encode(channel: Channel, run: Run, pixels: list[Pixels]) -> None:
             for n, picture in enumerate(pixels)
         )
     except Exception as error:  # noqa: BLE001 - on a thread of its own: unheard, it would hang the job
-        channel.send(Failed(job=run.job, code="generation_failed", detail=f"Encoding failed: {error}"))
+        channel.send(
+            Failed(job=run.job, code="generation_failed", detail=f"Encoding failed: {error}")
+        )
         return
     channel.send(Encoded(job=run.job, pictures=pictures, milliseconds=_since(began)))
 

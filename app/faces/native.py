@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app import image
 from app.engine import Engine
-from app.errors import InvalidRequest
 from app.faces.face import Face, engine_of, owner_of, problem
 from app.job import Job, JobEvent, JobState
 from app.model import Model
@@ -43,7 +42,9 @@ class JobBody(BaseModel):
     seed: int | None = Field(default=None, description=f"0 to {MAX_SEED}; default: drawn at random")
     images: int | None = Field(default=None, description="how many pictures; image n uses seed + n")
     sampler: str | None = Field(default=None, description="one of the model's samplers")
-    init_image: str | None = Field(default=None, description="base64, data URI or a picture's path here")
+    init_image: str | None = Field(
+        default=None, description="base64, data URI or a picture's path here"
+    )
     strength: float | None = Field(default=None, description="how far from init_image, 0 < s <= 1")
     mask: str | None = Field(default=None, description="as init_image; white = repaint")
     format: ImageFormat | None = Field(default=None, description="png, jpeg or webp; default: png")
@@ -53,7 +54,9 @@ class JobBody(BaseModel):
 class LoadBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    device: str | None = Field(default=None, description="default: the serving device, if the model runs there")
+    device: str | None = Field(
+        default=None, description="default: the serving device, if the model runs there"
+    )
 
 
 async def to_request(body: JobBody, engine: Engine) -> ImageRequest:
@@ -116,7 +119,11 @@ def to_response(job: Job, engine: Engine) -> dict[str, Any]:
 def _time(seconds: float | None) -> str | None:
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        datetime.fromtimestamp(seconds, UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 @router.post("/jobs", status_code=202, tags=["jobs"])
@@ -128,7 +135,9 @@ async def post_job(
 ) -> Response:
     """Hands a job in. `Prefer: wait=N` answers with the ended job if it ends within N seconds."""
     engine = engine_of(request)
-    digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest() if idempotency_key else None
+    digest = (
+        hashlib.sha256(body.model_dump_json().encode()).hexdigest() if idempotency_key else None
+    )
     job = await engine.submit(
         await to_request(body, engine),
         owner=owner_of(request),

@@ -1,0 +1,66 @@
+"""Asks OpenVINO and axengine for their devices, in a process of its own.
+
+python -m app.device_probe       prints them as JSON
+"""
+
+import importlib
+import importlib.util
+import json
+from dataclasses import asdict
+from typing import Any
+
+import openvino
+
+from app.device import Device
+
+
+def probe() -> list[Device]:
+    """What OpenVINO and axengine find here, with the reasons for what they do not."""
+    core: Any = openvino.Core()
+    found: list[str] = list(core.available_devices)
+    devices = [
+        Device(
+            name=name,
+            full_name=str(core.get_property(name, "FULL_DEVICE_NAME")),
+            kind=name.partition(".")[0],
+            available=True,
+        )
+        for name in found
+    ]
+    for kind in ("GPU", "NPU"):
+        if not any(device.kind == kind for device in devices):
+            reason = _openvino_reason(core, kind)
+            full = f"Intel {kind}"
+            devices.append(
+                Device(name=kind, full_name=full, kind=kind, available=False, reason=reason)
+            )
+    automatic = "the best of the devices above, chosen by OpenVINO"
+    devices.append(Device(name="AUTO", full_name=automatic, kind="AUTO", available=bool(found)))
+    return [*devices, _axera()]
+
+
+def _openvino_reason(core: Any, kind: str) -> str:
+    try:
+        core.get_property(kind, "FULL_DEVICE_NAME")
+    except RuntimeError as error:
+        if "libOpenCL" in str(error):
+            return "its driver is not installed (libOpenCL.so.1 is missing)"
+    return "OpenVINO finds none, or its driver is not installed"
+
+
+def _axera() -> Device:
+    reason = None
+    if importlib.util.find_spec("axengine") is None:
+        reason = "axengine is not installed; axera/setup.sh installs it"
+    else:
+        try:
+            importlib.import_module("axengine")
+        except ImportError as error:
+            reason = f"axengine cannot be used: {error}"
+    return Device(
+        name="AXERA", full_name="Axera NPU", kind="AXERA", available=reason is None, reason=reason
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps([asdict(device) for device in probe()]))

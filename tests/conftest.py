@@ -1,0 +1,164 @@
+"""A running service for tests: the real command, its own folder, a port of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+HOME = Path(__file__).resolve().parent.parent
+READY_TIMEOUT = 120
+
+
+class Service:
+    """`python -m app serve` as a child process; `client` talks to it."""
+
+    def __init__(self, folder: Path, settings: dict[str, str]) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.log_path = folder / "service.log"
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, again after stop() or kill(): same folder, same settings, another port."""
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        environment = {
+            **clean_environment(),
+            "DATA_DIR": str(self.folder / "data"),
+            "PORT": str(self.port),
+            **self.settings,
+        }
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app", "serve"],
+                cwd=HOME,
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+        key = self.settings.get("API_KEYS", "").split(",")[0]
+        headers = {"X-API-Key": key} if key else {}
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=120)
+        self.wait_for(lambda: self.answers("/health") == 200)
+
+    def answers(self, path: str) -> int | None:
+        try:
+            return self.client.get(path).status_code
+        except httpx.TransportError:
+            if self.process.poll() is not None:
+                pytest.fail(f"the service ended with {self.process.returncode}:\n{self.log()}")
+            return None
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = READY_TIMEOUT) -> None:
+        """Polls until the condition holds; fails with the service's log when it does not come true."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                pytest.fail(f"nothing came of it in {seconds} s; the log:\n{self.log()}")
+            time.sleep(0.02)
+
+    def ready(self) -> "Service":
+        self.wait_for(lambda: self.answers("/health/ready") == 200)
+        return self
+
+    def generate(
+        self, prompt: str = "a red circle on a blue background", **keys: Any
+    ) -> dict[str, Any]:
+        """A job from its acceptance to its end."""
+        answer = self.client.post(
+            "/jobs", json={"prompt": prompt, **keys}, headers={"Prefer": "wait=120"}
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def submit(self, prompt: str = "a red circle on a blue background", **keys: Any) -> str:
+        """A job handed in; its id."""
+        answer = self.client.post("/jobs", json={"prompt": prompt, **keys})
+        assert answer.status_code == 202, answer.text
+        return answer.json()["id"]
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self.client.get(f"/jobs/{job_id}").json()
+
+    def ended(self, job_id: str, seconds: float = READY_TIMEOUT) -> dict[str, Any]:
+        """The job, once it has ended."""
+        self.wait_for(lambda: self.job(job_id)["finished"] is not None, seconds)
+        return self.job(job_id)
+
+    def workers(self) -> list[int]:
+        """The process ids of the service's workers."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [
+            int(pid)
+            for pid in children.split()
+            if b"app.worker_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+
+    def kill(self) -> None:
+        """kill -9, as a power cut would."""
+        self.process.kill()
+        self.process.wait()
+        self.client.close()
+
+    def stop(self, seconds: float = 60) -> int:
+        """SIGTERM; its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(seconds)
+        self.client.close()
+        return code
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without anything that Easel would read as a setting."""
+    from app.settings import Settings
+
+    names = {name.upper() for name in Settings.model_fields}
+    return {key: value for key, value in os.environ.items() if key not in names}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Starts a service with its own settings; ends it with the test."""
+    services: list[Service] = []
+
+    def start(**settings: str) -> Service:
+        folder = tmp_path / f"service-{len(services)}"
+        folder.mkdir()
+        services.append(Service(folder, settings))
+        return services[-1]
+
+    yield start
+    for service in services:
+        if service.process.poll() is None:
+            service.stop()
+        service.client.close()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service with the bundled model, shared by the tests that leave no trace in it."""
+    shared = Service(tmp_path_factory.mktemp("shared"), {}).ready()
+    yield shared
+    shared.stop()
