@@ -34,13 +34,6 @@ async def draw(
     recipe, warnings = model.complete(request, init_size=init.size if init else None)
     device = (device or settings.device).upper()
     device = device if model.supports(device) else model.devices[0]
-    options = WorkerOptions(
-        cache_dir=settings.data_dir.resolve() / "cache",
-        threads=settings.threads,
-        load_timeout=settings.load_timeout,
-        stall_timeout=settings.stall_timeout,
-        extra={},
-    )
     console = Console(stderr=True)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -55,7 +48,7 @@ async def draw(
         bar = progress.add_task(f"loading {model.name} on {device}", total=None)
         for name, data in fit_inputs(pictures, recipe, request.resize).items():
             (Path(folder) / name).write_bytes(data)
-        worker = await Worker.start(model, device, options)
+        worker = await Worker.start(model, device, WorkerOptions.of(settings))
         try:
             total = recipe.steps * recipe.images
             progress.update(bar, description="drawing", completed=0, total=total)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-from app.job import Job, JobEvent, Progress
+from app.job import Job, JobEvent, JobState, Progress
 from app.worker import Worker
 
 
@@ -48,9 +48,9 @@ class LiveJob:
             self.publish("preview", preview)
 
     def restart(self) -> None:
-        """Forgets the steps of an attempt that failed."""
+        """Back to the queue, without the steps of the attempt that failed."""
         self._first_step = None
-        self.change(progress=Progress(steps=self.job.progress.steps))
+        self.change(state=JobState.QUEUED, progress=Progress(steps=self.job.progress.steps))
 
     @property
     def preview(self) -> bytes | None:

@@ -11,7 +11,6 @@ from typing import TypeVar
 from app.errors import InvalidRequest
 from app.request import MAX_PROMPT, MAX_SEED, ImageRequest, Recipe, random_seed
 
-
 N = TypeVar("N", int, float)
 
 

@@ -19,7 +19,7 @@ Pixels = NDArray[np.uint8]
 """A picture: [height, width, 3], RGB, 0..255."""
 
 
-class Canceled(BaseException):  # noqa: N818
+class Canceled(BaseException):
     """Raised by on_step to end a generation; a BaseException, so that no `except Exception` eats it."""
 
 

@@ -35,6 +35,7 @@ from app.message import (
 )
 from app.model import Model
 from app.request import Recipe
+from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,16 @@ class WorkerOptions:
     load_timeout: float
     stall_timeout: float
     extra: dict[str, str]
+
+    @classmethod
+    def of(cls, settings: Settings) -> "WorkerOptions":
+        return cls(
+            cache_dir=settings.data_dir.resolve() / "cache",
+            threads=settings.threads,
+            load_timeout=settings.load_timeout,
+            stall_timeout=settings.stall_timeout,
+            extra={},
+        )
 
 
 class Task:
