@@ -1,6 +1,7 @@
 """Finds the family folders and the models in them; a Model by its name or alias.
 
-pydantic checks what people write into model.toml: unknown keys, missing keys and wrong types are errors.
+pydantic checks what people write into model.toml: unknown keys, missing keys and wrong types are
+errors.
 """
 
 import tomllib
@@ -26,7 +27,8 @@ class CatalogError(Exception):
 
 
 class Catalog:
-    """The models of all families below `roots`; weights of installed models lie in `models_dir`/NAME."""
+    """The models of all families below `roots`; weights of installed models lie in
+    `models_dir`/NAME."""
 
     def __init__(self, roots: list[Path], models_dir: Path) -> None:
         self.models: dict[str, Model] = {}
@@ -58,7 +60,8 @@ class Catalog:
 
 
 def read_family(facts: Path, models_dir: Path) -> list[Model]:
-    """The models of one model.toml. What stands at its top level holds for all its [models.NAME]."""
+    """The models of one model.toml. What stands at its top level holds for all its
+    [models.NAME]."""
     with facts.open("rb") as file:
         table = tomllib.load(file)
     shared = {key: value for key, value in table.items() if key not in _FAMILY_KEYS}

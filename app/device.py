@@ -42,7 +42,8 @@ class Devices:
             return self._known
 
     async def why_absent(self, name: str) -> str | None:
-        """Why a device cannot be used, or None if it can. The CPU is always there and not asked for."""
+        """Why a device cannot be used, or None if it can. The CPU is always there and not asked
+        for."""
         if name == "CPU":
             return None
         devices = await self.list()

@@ -1,4 +1,5 @@
-"""From the queue to the pictures: which job is next on which device, one attempt at it, how it ends.
+"""From the queue to the pictures: which job is next on which device, one attempt at it, how it
+ends.
 
 Knows the pool and the ledger; knows no request, no face and no readiness.
 """
@@ -65,7 +66,8 @@ class Dispatcher:
         self.pump()
 
     async def recover(self, job: Job) -> None:
-        """Takes up a job of an earlier process: queued again, or failed if it was tried often enough."""
+        """Takes up a job of an earlier process: queued again, or failed if it was tried often
+        enough."""
         if job.attempts < ATTEMPTS:
             self.enqueue(
                 replace(job, state=JobState.QUEUED, progress=Progress(steps=job.progress.steps))
@@ -124,8 +126,8 @@ class Dispatcher:
         return sorted(self.queue, key=lambda live: self._pool.warm(live.job.model) is None)
 
     async def _run(self, live: LiveJob, device: str) -> None:
-        """One attempt. The device is given on as soon as the pictures are drawn: encoding and keeping
-        them goes on beside the next job."""
+        """One attempt. The device is given on as soon as the pictures are drawn: encoding and
+        keeping them goes on beside the next job."""
         began = time.monotonic()
         try:
             task, drawn, load_ms = await self._draw(live, device)

@@ -124,9 +124,9 @@ class Engine:
     ) -> Job:
         """Accepts a job: when this returns, it is durable and will end.
 
-        With an idempotency key that was used before, it is the job of that time; `digest` tells whether
-        the body is the same. `alone` is for dialects of one run at a time: Busy while a job of the same
-        face is active.
+        With an idempotency key that was used before, it is the job of that time; `digest` tells
+        whether the body is the same. `alone` is for dialects of one run at a time: Busy while a
+        job of the same face is active.
         """
         if idempotency_key is not None:
             known = await self._known(owner, idempotency_key, digest)
@@ -278,8 +278,8 @@ class Engine:
         return worker.device if worker else None
 
     async def load(self, name: str, device: str | None = None) -> tuple[Model, str]:
-        """Makes a model the serving pipeline when it is ready; until then, and if that fails, the old
-        one serves."""
+        """Makes a model the serving pipeline when it is ready; until then, and if that fails, the
+        old one serves."""
         model = self._installed(self.catalog.get(name))
         device = device or self._device_of(model)
         if not model.supports(device):

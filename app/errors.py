@@ -1,4 +1,5 @@
-"""Everything that can go wrong, as one tree. Knows no HTTP: each face gives these their status and shape.
+"""Everything that can go wrong, as one tree. Knows no HTTP: each face gives these their status and
+shape.
 
 EaselError
 ├── InvalidRequest      the request cannot be honoured as written; `field` names the key

@@ -82,7 +82,8 @@ class Gate:
                     scope["easel_key"] = key
                     return
         raise Unauthorized(
-            "Show an API key: `Authorization: Bearer KEY`, `Authorization: KEY` or `X-API-Key: KEY`."
+            "Show an API key: `Authorization: Bearer KEY`, `Authorization: KEY` or "
+            "`X-API-Key: KEY`."
         )
 
 
@@ -93,7 +94,8 @@ def _request_id(headers: Headers) -> str:
 
 
 def _shown_keys(headers: Headers) -> list[str]:
-    """Every key that a request shows: X-API-Key, a bearer token, a bare one, or either half of Basic."""
+    """Every key that a request shows: X-API-Key, a bearer token, a bare one, or either half of
+    Basic."""
     shown: list[str] = []
     if "x-api-key" in headers:
         shown.append(headers["x-api-key"])

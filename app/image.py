@@ -1,4 +1,5 @@
-"""Bytes to pixels and back: safe decoding of what callers send, PNG, JPEG and WebP with the recipe inside.
+"""Bytes to pixels and back: safe decoding of what callers send, PNG, JPEG and WebP with the recipe
+inside.
 
 Pillow only, no numpy, so that the API process stays small.
 """
@@ -55,7 +56,8 @@ def to_data_uri(data: bytes, media_type: str) -> str:
 def open_image(data: bytes, field: str) -> Image.Image:
     """A decoded picture from untrusted bytes, upright, first frame; raises InvalidRequest in words.
 
-    The size is read from the header before a pixel is decoded, so that a small file cannot fill memory.
+    The size is read from the header before a pixel is decoded, so that a small file cannot fill
+    memory.
     """
     try:
         with warnings.catch_warnings():
@@ -63,8 +65,8 @@ def open_image(data: bytes, field: str) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=_READABLE)
             if image.width * image.height > MAX_PIXELS:
                 raise InvalidRequest(
-                    f"{field} is {image.width}x{image.height}; at most {MAX_PIXELS // 1_000_000} million "
-                    "pixels are accepted. Send it smaller.",
+                    f"{field} is {image.width}x{image.height}; at most "
+                    f"{MAX_PIXELS // 1_000_000} million pixels are accepted. Send it smaller.",
                     field=field,
                 )
             image.load()
@@ -104,7 +106,8 @@ def to_mask(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, size: tuple[int, int], resize: Resize) -> Image.Image:
-    """The picture at `size` (width, height): stretched, or cropped or padded with its proportions kept."""
+    """The picture at `size` (width, height): stretched, or cropped or padded with its proportions
+    kept."""
     if image.size == size:
         return image
     if resize == "crop":

@@ -1,4 +1,5 @@
-"""The pictures a request starts from: decoded safely, checked against each other, fitted to the recipe."""
+"""The pictures a request starts from: decoded safely, checked against each other, fitted to the
+recipe."""
 
 from PIL.Image import Image
 
@@ -25,7 +26,8 @@ def open_inputs(request: ImageRequest) -> dict[str, Image]:
 
 
 def fit_inputs(pictures: dict[str, Image], recipe: Recipe, resize: Resize) -> dict[str, bytes]:
-    """The PNG files that the recipe names: RGB init_image and greyscale mask of its width x height."""
+    """The PNG files that the recipe names: RGB init_image and greyscale mask of its width x
+    height."""
     files: dict[str, bytes] = {}
     size = (recipe.width, recipe.height)
     for name, picture in pictures.items():

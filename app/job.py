@@ -1,4 +1,5 @@
-"""A job: one unit of work, from its acceptance to its end. Plain records; who changes them is the engine."""
+"""A job: one unit of work, from its acceptance to its end. Plain records; who changes them is the
+engine."""
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -21,7 +22,8 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Denoising steps done over all pictures of the job; eta_seconds is None until it can be told."""
+    """Denoising steps done over all pictures of the job; eta_seconds is None until it can be
+    told."""
 
     step: int = 0
     steps: int = 0

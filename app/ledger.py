@@ -55,7 +55,8 @@ class Ledger:
             raise UnknownImage("The file is no longer there.") from None
 
     async def save(self, job: Job) -> bool:
-        """Records a job as it is now; False, and a line in the log, when the disk does not take it."""
+        """Records a job as it is now; False, and a line in the log, when the disk does not take
+        it."""
         try:
             await self._call(self._store.update, job)
         except StorageFailed as error:
@@ -65,8 +66,8 @@ class Ledger:
         return True
 
     async def finish(self, job: Job, files: Mapping[str, bytes]) -> Job:
-        """Records an ended job with its pictures. When the disk does not take them, the job has failed
-        for that reason; `save_late` records it when there is room again."""
+        """Records an ended job with its pictures. When the disk does not take them, the job has
+        failed for that reason; `save_late` records it when there is room again."""
         try:
             await self._call(self._store.finish, job, files)
         except StorageFailed as error:

@@ -1,4 +1,5 @@
-"""Log lines as JSON objects, one a line, with the id of the request they belong to. No secret, no prompt."""
+"""Log lines as JSON objects, one a line, with the id of the request they belong to. No secret, no
+prompt."""
 
 import json
 import logging

@@ -1,4 +1,5 @@
-"""What the service and a worker process say to each other, and how it travels: pickled, behind its length.
+"""What the service and a worker process say to each other, and how it travels: pickled, behind its
+length.
 
 Both ends are this program; nothing of a caller's is ever unpickled.
 """

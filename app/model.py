@@ -55,7 +55,8 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """One set of weights with its facts; `folder` is its family's, `weights_dir` where its files lie."""
+    """One set of weights with its facts; `folder` is its family's, `weights_dir` where its files
+    lie."""
 
     name: str
     title: str
@@ -89,8 +90,9 @@ class Model:
     ) -> tuple[Recipe, list[str]]:
         """The recipe for a request, and what was asked but is not honoured, in words.
 
-        Strict, a value outside the model's limits raises InvalidRequest naming the key. Lenient, it is
-        moved inside and a warning says so. `init_size` (width, height) is the init_image's own.
+        Strict, a value outside the model's limits raises InvalidRequest naming the key. Lenient,
+        it is moved inside and a warning says so. `init_size` (width, height) is the init_image's
+        own.
         """
         check = _Checker(lenient)
         _check_prompt("prompt", request.prompt)
@@ -217,7 +219,8 @@ class Model:
 
 
 class _Checker:
-    """Refuses what is out of bounds, or, for a lenient face, moves it inside and remembers to say so."""
+    """Refuses what is out of bounds, or, for a lenient face, moves it inside and remembers to say
+    so."""
 
     def __init__(self, lenient: bool) -> None:
         self.lenient = lenient

@@ -1,7 +1,8 @@
-"""The one OpenVINO GenAI pipeline that the OpenVINO families share: text to image, image to image, inpainting.
+"""The one OpenVINO GenAI pipeline that the OpenVINO families share: text to image, image to image,
+inpainting.
 
-Loaded in a worker process only. The runtime aborts the process, or answers with a wrong picture, where one
-would expect an error; what is known of that is handled here, each with its reason.
+Loaded in a worker process only. The runtime aborts the process, or answers with a wrong picture,
+where one would expect an error; what is known of that is handled here, each with its reason.
 """
 
 import json
@@ -28,7 +29,8 @@ _SCHEDULERS = {
     "lcm": "LCM",
     "flow_match_euler": "FLOW_MATCH_EULER_DISCRETE",
 }
-# With timestep_spacing "trailing" the runtime's rounding gives one step too many at other counts, and NaN.
+# With timestep_spacing "trailing" the runtime's rounding gives one step too many at other counts,
+# and NaN.
 _TRAILING_IS_SAFE = {*range(1, 9), 10, 20, 25, 50}
 # Which argument carries the prompt of the T5 encoder, which takes more than CLIP's 77 tokens.
 _LONG_PROMPT = {"StableDiffusion3Pipeline": "prompt_3", "FluxPipeline": "prompt_2"}
@@ -39,8 +41,8 @@ def load(
 ) -> "OpenVINOPipeline":
     """Compiles the pipeline in `weights` for a device; raises LoadFailed in words.
 
-    `preview` is a linear map from latents to RGB, float [channels + 1, 3 * p * p]: a latent value and a
-    constant 1 become p x p pixels (row, column, rgb) in 0..1.
+    `preview` is a linear map from latents to RGB, float [channels + 1, 3 * p * p]: a latent value
+    and a constant 1 become p x p pixels (row, column, rgb) in 0..1.
     """
     properties: dict[str, Any] = {}
     if options.cache_dir is not None:
@@ -49,7 +51,8 @@ def load(
     if options.threads and device == "CPU":
         properties["INFERENCE_NUM_THREADS"] = options.threads
     try:
-        # The path alone first: the constructor that takes a device holds the GIL until all is compiled.
+        # The path alone first: the constructor that takes a device holds the GIL until all is
+        # compiled.
         pipeline = genai.InpaintingPipeline(weights)
         pipeline.compile(device, **properties)
         return OpenVINOPipeline(pipeline, weights, options, preview)
@@ -147,12 +150,13 @@ class OpenVINOPipeline:
         return arguments
 
     def _fitting(self, text: str, field: str, warnings: list[str]) -> str:
-        """The text cut to what the CLIP encoder takes; a longer one would lose its end token unnoticed."""
+        """The text cut to what the CLIP encoder takes; a longer one would lose its end token
+        unnoticed."""
         ids = self._tokenizer.encode(text).input_ids.data[0]
         if len(ids) <= self._positions:
             return text
         warnings.append(
-            f"{field} has {len(ids)} tokens; the model reads {self._positions}, the rest was cut off."
+            f"{field} has {len(ids)} tokens; the model reads {self._positions}, the rest was cut."
         )
         return str(self._tokenizer.decode(ids[1 : self._positions - 1]))
 
@@ -187,7 +191,8 @@ class OpenVINOPipeline:
 
 
 class _Callback:
-    """The runtime's step callback. Whatever it raises would abort the process, so it raises nothing."""
+    """The runtime's step callback. Whatever it raises would abort the process, so it raises
+    nothing."""
 
     def __init__(
         self, on_step: OnStep, preview: Callable[[NDArray[np.float32]], Pixels] | None
@@ -216,7 +221,8 @@ class _Callback:
 def latent_to_rgb(
     latent: NDArray[np.float32], factors: NDArray[np.float32], aspect: float
 ) -> Pixels:
-    """A small picture of a latent [n, channels, h, w], or of FLUX's packed one [n, h/2 * w/2, 4 * channels].
+    """A small picture of a latent [n, channels, h, w], or of a packed one (FLUX),
+    [n, h/2 * w/2, 4 * channels].
 
     `factors` as in load(); `aspect` is height / width, which a packed latent does not know.
     """
@@ -234,8 +240,8 @@ def latent_to_rgb(
 
 
 def _composited(pixels: Pixels, init: Pixels, mask: NDArray[np.uint8]) -> Pixels:
-    """The new picture where the mask is white, the old one elsewhere: kept pixels pass through the VAE
-    and would otherwise change."""
+    """The new picture where the mask is white, the old one elsewhere: kept pixels pass through the
+    VAE and would otherwise change."""
     alpha = mask[:, :, None].astype(np.float32) / 255
     return (pixels * alpha + init * (1 - alpha)).round().astype(np.uint8)
 

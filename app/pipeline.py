@@ -20,7 +20,8 @@ Pixels = NDArray[np.uint8]
 
 
 class Canceled(BaseException):
-    """Raised by on_step to end a generation; a BaseException, so that no `except Exception` eats it."""
+    """Raised by on_step to end a generation; a BaseException, so that no `except Exception` eats
+    it."""
 
 
 class OnStep(Protocol):
@@ -55,7 +56,8 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """One picture, where its time went (milliseconds: text, denoise, decode), and what was not honoured."""
+    """One picture, where its time went (milliseconds: text, denoise, decode), and what was not
+    honoured."""
 
     pixels: Pixels
     timings_ms: dict[str, float]

@@ -1,4 +1,5 @@
-"""The warm workers, kept within a memory budget: who is loaded, who has to go, who is ended for being idle."""
+"""The warm workers, kept within a memory budget: who is loaded, who has to go, who is ended for
+being idle."""
 
 import asyncio
 import logging
@@ -79,7 +80,8 @@ class Pool:
                 worker.kill()
 
     async def end_idle(self, seconds: float) -> None:
-        """Ends the workers that have not been used for so long; their memory goes back to the machine."""
+        """Ends the workers that have not been used for so long; their memory goes back to the
+        machine."""
         now = time.monotonic()
         for key, worker in list(self._workers.items()):
             if not worker.busy and now - worker.last_used > seconds:

@@ -1,4 +1,5 @@
-"""The FastAPI application: settings in, an app out. Mounts the faces and gives every error its dialect."""
+"""The FastAPI application: settings in, an app out. Mounts the faces and gives every error its
+dialect."""
 
 import asyncio
 import contextlib

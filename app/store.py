@@ -1,7 +1,7 @@
 """Job records (SQLAlchemy) and picture files: what was accepted here is not lost.
 
-Every method blocks; the engine calls them on one thread of its own. Nothing outside this file touches a
-job's record or files.
+Every method blocks; the engine calls them on one thread of its own. Nothing outside this file
+touches a job's record or files.
 """
 
 import errno
@@ -45,7 +45,8 @@ _COLUMNS = ("id", "state", "device", "face", "owner", "attempts", "created", "st
 
 
 class Store:
-    """Records in a database (SQLite in `folder` unless `url` says otherwise), files under `folder`/jobs/ID."""
+    """Records in a database (SQLite in `folder` unless `url` says otherwise), files under
+    `folder`/jobs/ID."""
 
     def __init__(self, folder: Path, *, url: str | None = None, min_free: int = 0) -> None:
         self._folder = folder / "jobs"
@@ -74,14 +75,16 @@ class Store:
     ) -> None:
         """Keeps a new job durably: when this returns, a power cut does not lose it.
 
-        Raises KeyError when the owner has used the idempotency key, StorageFailed when there is no room.
+        Raises KeyError when the owner has used the idempotency key, StorageFailed when there is no
+        room.
         """
         with _storage_errors():
             free = shutil.disk_usage(self._folder).free
             if free < self._min_free:
                 raise StorageFailed(
-                    f"Only {free // 2**20} MB are free under DATA_DIR, {self._min_free // 2**20} MB are "
-                    "needed (MIN_FREE_DISK). Delete old jobs or give it more room."
+                    f"Only {free // 2**20} MB are free under DATA_DIR, "
+                    f"{self._min_free // 2**20} MB are needed (MIN_FREE_DISK). "
+                    "Delete old jobs or give it more room."
                 )
             for name, data in inputs.items():
                 self._write(job.id, name, data)
@@ -105,7 +108,7 @@ class Store:
             connection.execute(sa.update(_jobs).where(_jobs.c.id == job.id).values(_values(job)))
 
     def finish(self, job: Job, pictures: Mapping[str, bytes]) -> None:
-        """Keeps the pictures, then the record that names them: a record never names a missing file."""
+        """Keeps the pictures, then the record: a record never names a missing file."""
         with _storage_errors():
             for name, data in pictures.items():
                 self._write(job.id, name, data)

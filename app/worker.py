@@ -63,7 +63,8 @@ class WorkerOptions:
 
 
 class Task:
-    """A job inside a worker. `drawn` ends when the pipeline is free again, `encoded` when the files are there."""
+    """A job inside a worker. `drawn` ends when the pipeline is free again, `encoded` when the
+    files are there."""
 
     def __init__(self, on_step: Callable[[Stepped], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -75,7 +76,7 @@ class Task:
         for future in (self.drawn, self.encoded):
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # whoever waits hears it; nobody waiting is not an event worth a log line
+                future.exception()  # nobody waiting for it is no reason for a log line
 
 
 class Worker:

@@ -1,9 +1,10 @@
-"""The inside of a worker process: holds exactly one pipeline and makes pictures with it, one job at a time.
+"""The inside of a worker process: holds exactly one pipeline and makes pictures with it, one job
+at a time.
 
     python -m app.worker_main FD
 
-FD is its end of a socket pair. It ends when the other end closes, even in the middle of a step, so that no
-worker outlives the service.
+FD is its end of a socket pair. It ends when the other end closes, even in the middle of a step, so
+that no worker outlives the service.
 """
 
 import importlib.util
@@ -46,7 +47,8 @@ NICENESS = 5  # below the service, so that a health check never waits for a deno
 
 
 class Channel:
-    """The worker's end of the socket pair: messages arrive on a thread of their own, cancels at once."""
+    """The worker's end of the socket pair: messages arrive on a thread of their own, cancels at
+    once."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._file = connection.makefile("rb")

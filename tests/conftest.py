@@ -59,7 +59,8 @@ class Service:
             return None
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = READY_TIMEOUT) -> None:
-        """Polls until the condition holds; fails with the service's log when it does not come true."""
+        """Polls until the condition holds; fails with the service's log when it does not come
+        true."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:

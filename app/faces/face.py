@@ -1,4 +1,5 @@
-"""What every face has, and the few things all of them need of a request. Faces never import each other."""
+"""What every face has, and the few things all of them need of a request. Faces never import each
+other."""
 
 import hashlib
 from collections.abc import Callable
@@ -26,7 +27,8 @@ STATUS: dict[type[errors.EaselError], int] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """A dialect: its routes, the paths they begin with, and how it puts an error into its own words."""
+    """A dialect: its routes, the paths they begin with, and how it puts an error into its own
+    words."""
 
     name: str
     router: APIRouter
@@ -52,7 +54,8 @@ def headers_of(error: errors.EaselError) -> dict[str, str]:
 
 
 def problem(error: errors.EaselError) -> Response:
-    """An error as RFC 9457 problem+json, the native dialect and the one of paths that no face owns."""
+    """An error as RFC 9457 problem+json, the native dialect and the one of paths that no face
+    owns."""
     status = status_of(error)
     body: dict[str, object] = {
         "type": f"urn:easel:error:{error.code}",

@@ -1,4 +1,5 @@
-"""The native API: jobs, their events and pictures, models, devices, health. docs/api.md is its contract."""
+"""The native API: jobs, their events and pictures, models, devices, health. docs/api.md is its
+contract."""
 
 import asyncio
 import contextlib
@@ -69,8 +70,8 @@ async def to_request(body: JobBody, engine: Engine) -> ImageRequest:
 
 
 async def _picture(text: str | None, field: str, engine: Engine) -> bytes | None:
-    """The bytes of a picture in a body. A path of this API names one that is already here, so that the
-    recipe of any job can be posted again as it stands."""
+    """The bytes of a picture in a body. A path of this API names one that is already here, so that
+    the recipe of any job can be posted again as it stands."""
     if text is None:
         return None
     if found := _REFERENCE.fullmatch(text):
@@ -153,7 +154,8 @@ async def post_job(
 
 
 def _wait_seconds(prefer: str | None) -> int | None:
-    """The seconds of a Prefer header (RFC 7240), at most MAX_WAIT; None if it does not ask to wait."""
+    """The seconds of a Prefer header (RFC 7240), at most MAX_WAIT; None if it does not ask to
+    wait."""
     found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", prefer or "", re.IGNORECASE)
     return min(int(found[1]), MAX_WAIT) if found else None
 
@@ -294,7 +296,8 @@ def _model(model: Model, engine: Engine) -> dict[str, Any]:
 
 @router.post("/models/{name}/load", tags=["models"])
 async def load_model(request: Request, name: str, body: LoadBody | None = None) -> dict[str, Any]:
-    """Makes the model the serving pipeline; answers when it is ready. Until then the old one serves."""
+    """Makes the model the serving pipeline; answers when it is ready. Until then the old one
+    serves."""
     engine = engine_of(request)
     device = body.device.upper() if body and body.device else None
     model, _ = await engine.load(name, device)

@@ -1,4 +1,5 @@
-"""The routes of the original service (one pipeline, one run at a time), over the same jobs as everything else."""
+"""The routes of the original service (one pipeline, one run at a time), over the same jobs as
+everything else."""
 
 from typing import Annotated, Any
 
