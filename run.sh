@@ -48,15 +48,6 @@ python() {
 
 say() { printf '%s\n' "$*" >&2; }
 
-serve() {
-  local port=${PORT:-8100} host=${HOST:-127.0.0.1}
-  say "Serving ${MODEL:-demo} on http://$host:$port (Ctrl-C ends it). Then, from another terminal:"
-  say "  curl -s http://$host:$port/jobs -H 'Content-Type: application/json' -H 'Prefer: wait=60' \\"
-  say "    -d '{\"prompt\": \"a red circle on a blue background\"}'"
-  say "and the picture is at the url of its first image. Routes: http://$host:$port/docs"
-  exec "$venv/bin/python" -m app serve
-}
-
 case ${1:-serve} in
   -h | --help | help) usage ;;
   test)
@@ -64,13 +55,9 @@ case ${1:-serve} in
     setup test
     exec scripts/test "${@:2}"
     ;;
-  serve)
+  serve | generate | models | devices | install)
     setup runtime
-    serve
-    ;;
-  generate | models | devices | install)
-    setup runtime
-    exec "$venv/bin/python" -m app "$@"
+    exec "$venv/bin/python" -m app "${@:-serve}"
     ;;
   *)
     say "./run.sh: there is no '$1' here."

@@ -52,9 +52,9 @@ def serve() -> None:
         server = Server(create_app(settings), settings)
     except (EaselError, CatalogError) as error:
         _fail(error.detail if isinstance(error, EaselError) else str(error))
-    server.run()
-    if not server.started:
-        _fail(f"could not listen on {settings.host}:{settings.port}")
+    except OSError as error:
+        _fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror} (HOST, PORT)")
+    server.serve_on()
 
 
 @app.command()

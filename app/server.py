@@ -5,6 +5,8 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
+import sys
 from collections.abc import AsyncGenerator
 from types import FrameType
 
@@ -25,6 +27,15 @@ from app.settings import Settings
 from app.store import Store
 
 log = logging.getLogger(__name__)
+
+_WELCOME = """
+Easel listens on {url} (Ctrl-C ends it). To try it, from another terminal:
+
+  curl -s {url}/jobs -H 'Content-Type: application/json' -H 'Prefer: wait=60' \\
+    -d '{{"prompt": "a red circle on a blue background"}}'
+
+The answer names the picture's address; all routes are at {url}/docs
+"""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -106,14 +117,18 @@ def _http(error: HTTPException, request: Request) -> errors.EaselError:
     return errors.InvalidRequest(str(error.detail))
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address; raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)
+
+
 class Server(uvicorn.Server):
     """uvicorn, which on SIGTERM and Ctrl-C lets the engine finish what it runs before it closes."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         config = uvicorn.Config(
             app,
-            host=settings.host,
-            port=settings.port,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -122,7 +137,20 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._engine: Engine = app.state.engine
         self._grace = settings.grace
+        # Bound before anything is loaded, so that a taken port is one line and not a half start.
+        self._socket = listen(settings.host, settings.port)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self._url = f"http://{host}:{self._socket.getsockname()[1]}"
+
+    def serve_on(self) -> None:
+        """Serves until it is told to stop."""
+        self.run(sockets=[self._socket])
         self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(_WELCOME.format(url=self._url), file=sys.stderr, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._draining is not None:  # asked twice: at once

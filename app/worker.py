@@ -99,8 +99,8 @@ class Worker:
     async def start(cls, model: Model, device: str, options: WorkerOptions) -> "Worker":
         """A worker with its pipeline ready; raises LoadFailed."""
         worker = cls(model, device, options)
+        await worker._launch()
         try:
-            await worker._launch()
             async with asyncio.timeout(options.load_timeout):
                 await worker._load()
         except TimeoutError:
