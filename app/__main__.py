@@ -53,7 +53,8 @@ def serve() -> None:
     except (EaselError, CatalogError) as error:
         _fail(error.detail if isinstance(error, EaselError) else str(error))
     except OSError as error:
-        _fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror} (HOST, PORT)")
+        why = (error.strerror or str(error)).partition(" (")[0].lower()
+        _fail(f"cannot listen on {settings.host}:{settings.port}: {why} (HOST, PORT)")
     server.serve_on()
 
 

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,7 +57,7 @@ class Dispatcher:
         self.running: dict[str, LiveJob] = {}  # by device
         self.seconds_per_job = 1.0  # a running mean
         self.stopping = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def enqueue(self, job: Job) -> None:
         live = self.live[job.id] = LiveJob(job)
@@ -115,9 +115,12 @@ class Dispatcher:
             if device not in self.running:
                 self.queue.remove(live)
                 self.running[device] = live
-                task = asyncio.create_task(self._run(live, device))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._spawn(self._run(live, device))
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _order(self) -> list[LiveJob]:
         """Jobs of a loaded model first, as long as nobody starves."""
@@ -154,10 +157,10 @@ class Dispatcher:
             started=time.time(),
             attempts=live.job.attempts + 1,
         )
-        # Recorded before it runs, so that a job that takes the service down is not run for ever.
-        await self._ledger.save(job)
-        if live.wanted:
-            live.publish("state")
+        # Recorded while it runs already: the ledger keeps the order, and a job that takes the
+        # service down twice is not run for ever.
+        self._spawn(self._ledger.save(job))
+        live.publish("state")
         began = time.monotonic()
         worker: Worker = await self._load(job, device)
         load_ms = (time.monotonic() - began) * 1000

@@ -124,11 +124,11 @@ def to_png(image: Image.Image) -> bytes:
 
 
 def preview_jpeg(image: Image.Image, side: int = 128) -> bytes:
-    """A small JPEG of a latent preview, its longer side at most `side` pixels."""
-    scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    """A small JPEG of a latent preview, at most `side` pixels wide and high."""
+    if max(image.size) > side:
+        image.thumbnail((side, side), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
-    image.resize(size, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=70)
+    image.save(buffer, "JPEG", quality=70)
     return buffer.getvalue()
 
 

@@ -5,12 +5,13 @@ touches a job's record or files.
 """
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -53,9 +54,7 @@ class Store:
         self._min_free = min_free
         with _storage_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
-            probe = self._folder / ".probe"
-            probe.write_bytes(b"")
-            probe.unlink()
+            self._lock = _locked(folder / ".lock")
         self._database = sa.create_engine(url or f"sqlite:///{folder / 'easel.db'}")
         if self._database.dialect.name == "sqlite":
             event.listen(self._database, "connect", _configure_sqlite)
@@ -64,6 +63,7 @@ class Store:
 
     def close(self) -> None:
         self._database.dispose()
+        self._lock.close()
 
     def add(
         self,
@@ -182,6 +182,19 @@ class Store:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """A lock on the folder while the file is open: two services would run each job twice."""
+    file = path.open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise StorageFailed(
+            f"DATA_DIR {path.parent} is in use by another Easel; give this one its own."
+        ) from None
+    return file
 
 
 def _values(job: Job) -> dict[str, Any]:
