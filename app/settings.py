@@ -47,7 +47,9 @@ class Settings(BaseSettings):
     generation_auth_key: SecretStr | None = Field(
         default=None, description="another name for one API key"
     )
-    api_key_file: Path | None = Field(default=None, description="a file with API keys, one a line")
+    api_key_file: Path | None = Field(
+        default=None, description="a file with API keys, one a line; # begins a comment"
+    )
     hf_token: SecretStr | None = Field(
         default=None,
         validation_alias=AliasChoices("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
@@ -115,11 +117,22 @@ class Settings(BaseSettings):
         return value.upper() if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _read_secret_files(self) -> "Settings":
+    def _check_secret_files(self) -> "Settings":
+        """A file that is empty by accident must not open the service to everybody: one that is
+        meant to hold no secret has a comment in it."""
         for name in ("api_key_file", "hf_token_file"):
             path: Path | None = getattr(self, name)
-            if path is not None and not path.is_file():
-                raise ValueError(f"{name.upper()} names {path}, which is not a file")
+            if path is None:
+                continue
+            try:
+                empty = not path.read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                why = error.strerror if isinstance(error, OSError) else "it is not text"
+                raise ValueError(
+                    f"{name.upper()} names {path}, which cannot be read: {why}"
+                ) from None
+            if empty:
+                raise ValueError(f"{name.upper()} names {path}, which is empty")
         return self
 
     def keys(self) -> tuple[str, ...]:
@@ -128,14 +141,20 @@ class Settings(BaseSettings):
         if self.generation_auth_key is not None:
             keys.append(self.generation_auth_key.get_secret_value())
         if self.api_key_file is not None:
-            keys += self.api_key_file.read_text().split()
+            keys += _secrets(self.api_key_file)
         return tuple(dict.fromkeys(keys))
 
     def token(self) -> str | None:
         """The hub's token, from the variable or the file."""
         if self.hf_token is not None:
             return self.hf_token.get_secret_value()
-        return self.hf_token_file.read_text().strip() if self.hf_token_file else None
+        return next(iter(_secrets(self.hf_token_file)), None) if self.hf_token_file else None
+
+
+def _secrets(path: Path) -> list[str]:
+    """The lines of a file, without its comments."""
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def read_settings() -> Settings:
