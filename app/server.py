@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -46,7 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
         url=settings.database_url,
         min_free=settings.min_free_disk * 2**20,
     )
-    budget = settings.memory_budget * 2**20 or psutil.virtual_memory().total * 2 // 3
+    budget = settings.memory_budget * 2**20 or _memory() * 2 // 3
     engine = Engine(settings, catalog, store, memory_budget=budget)
 
     @contextlib.asynccontextmanager
@@ -90,6 +91,15 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(Exception, on_bug)
     app.add_middleware(Gate, keys=settings.keys(), render=render)
     return app
+
+
+def _memory() -> int:
+    """Bytes there are: the machine's memory or, in a container, what it is limited to."""
+    found = [psutil.virtual_memory().total]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, version 2 and 1
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int((Path("/sys/fs/cgroup") / name).read_text()))
+    return min(found)
 
 
 def _invalid(error: RequestValidationError) -> errors.EaselError:
