@@ -102,12 +102,19 @@ def _memory() -> int:
     return min(found)
 
 
+_NOT_JSON = "The body is not valid JSON."
+
+
 def _invalid(error: RequestValidationError) -> errors.EaselError:
     """pydantic's first complaint as a sentence."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     if first["type"] == "json_invalid":
-        return errors.InvalidRequest("The body is not valid JSON.")
+        return errors.InvalidRequest(_NOT_JSON)
+    if first["loc"] == ("body",) and first["type"] != "missing":
+        return errors.InvalidRequest(
+            "The body is not a JSON object; send one with Content-Type: application/json."
+        )
     field = ".".join(path) or None
     messages = {
         "extra_forbidden": f"{field} is not a key of this request; remove it.",
@@ -118,6 +125,10 @@ def _invalid(error: RequestValidationError) -> errors.EaselError:
 
 
 def _http(error: HTTPException, request: Request) -> errors.EaselError:
+    if isinstance(error.__cause__, errors.EaselError):
+        return error.__cause__  # FastAPI hides what reading a body raised behind a plain 400
+    if isinstance(error.__cause__, ValueError | RecursionError):
+        return errors.InvalidRequest(_NOT_JSON)
     if error.status_code == 404:
         return errors.NotFound(
             f"There is nothing at {request.url.path[:200]}; /docs lists the routes."
@@ -161,6 +172,7 @@ class Server(uvicorn.Server):
         self._socket = listen(settings.host, settings.port)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._url = f"http://{host}:{self._socket.getsockname()[1]}"
+        self._draining: asyncio.Task[None] | None = None
 
     def serve_on(self) -> None:
         """Serves until it is told to stop."""
