@@ -73,6 +73,12 @@ def open_image(data: bytes, field: str) -> Image.Image:
             return ImageOps.exif_transpose(image)
     except InvalidRequest:
         raise
+    except Image.DecompressionBombError:
+        raise InvalidRequest(
+            f"{field} has too many pixels; at most {MAX_PIXELS // 1_000_000} million pixels are "
+            "accepted. Send it smaller.",
+            field=field,
+        ) from None
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
         reason = (
             "is damaged"
