@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 HOME = Path(__file__).resolve().parent.parent
+DOUBLES = Path(__file__).resolve().parent / "doubles"
 READY_TIMEOUT = 120
 
 
@@ -161,5 +162,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service with the bundled model, shared by the tests that leave no trace in it."""
     shared = Service(tmp_path_factory.mktemp("shared"), {}).ready()
+    yield shared
+    shared.stop()
+
+
+@pytest.fixture(scope="module")
+def brittle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose model does what a prompt says: tests/doubles/brittle. One per module."""
+    settings = {"MODEL": "brittle", "MODELS_PATH": str(DOUBLES), "CANCEL_TIMEOUT": "0.5"}
+    shared = Service(tmp_path_factory.mktemp("brittle"), settings).ready()
     yield shared
     shared.stop()
