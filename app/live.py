@@ -58,8 +58,9 @@ class LiveJob:
         return next((event.preview for event in reversed(self.events) if event.preview), None)
 
     async def follow(self, after: int = 0) -> AsyncIterator[JobEvent]:
-        """The events after the one with this id, as they come, until the last one."""
-        position = max(0, after)
+        """The events after the one with this id, as they come, until the last one. An id that was
+        not given yet is of an earlier life of the service: everything is told."""
+        position = after if 0 <= after <= len(self.events) else 0
         while True:
             changed = self._changed
             while position < len(self.events):
