@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -17,6 +17,14 @@ import pytest
 HOME = Path(__file__).resolve().parent.parent
 DOUBLES = Path(__file__).resolve().parent / "doubles"
 READY_TIMEOUT = 120
+
+
+class Event(NamedTuple):
+    """A server-sent event of a job."""
+
+    id: int
+    kind: str
+    data: dict[str, Any]
 
 
 class Service:
@@ -95,6 +103,31 @@ class Service:
         """The job, once it has ended."""
         self.wait_for(lambda: self.job(job_id)["finished"] is not None, seconds)
         return self.job(job_id)
+
+    def picture(self, job: dict[str, Any], n: int = 0) -> bytes:
+        """The file of a job's n-th picture."""
+        answer = self.client.get(job["images"][n]["url"])
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    def running(self, job_id: str, step: int = 1) -> dict[str, Any]:
+        """The job, once it runs and has done so many steps."""
+        self.wait_for(lambda: self.job(job_id)["progress"]["step"] >= step)
+        return self.job(job_id)
+
+    def events(self, job_id: str, last: int | None = None) -> Iterator["Event"]:
+        """The job's event stream, until it ends."""
+        headers = {} if last is None else {"Last-Event-ID": str(last)}
+        with self.client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            fields: dict[str, str] = {}
+            for line in stream.iter_lines():
+                if line:
+                    name, _, value = line.partition(": ")
+                    fields[name] = value
+                elif "data" in fields:
+                    yield Event(int(fields["id"]), fields["event"], json.loads(fields["data"]))
+                    fields = {}
 
     def workers(self) -> list[int]:
         """The process ids of the service's workers."""
