@@ -35,7 +35,11 @@ def _settings() -> Settings:
 
 def _catalog(settings: Settings) -> Catalog:
     try:
-        return Catalog([HOME, *settings.models_path], settings.data_dir.resolve() / "models")
+        return Catalog(
+            [HOME, *settings.models_path],
+            settings.data_dir.resolve() / "models",
+            settings.model_aliases,
+        )
     except CatalogError as error:
         _fail(str(error))
 

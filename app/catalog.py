@@ -5,7 +5,7 @@ errors.
 """
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,24 @@ class CatalogError(Exception):
 
 class Catalog:
     """The models of all families below `roots`; weights of installed models lie in
-    `models_dir`/NAME."""
+    `models_dir`/NAME. `outside` gives them names by which clients of other services ask."""
 
-    def __init__(self, roots: list[Path], models_dir: Path) -> None:
+    def __init__(
+        self, roots: list[Path], models_dir: Path, outside: Mapping[str, str] | None = None
+    ) -> None:
+        self.outside = dict(outside or {})
         self.models: dict[str, Model] = {}
         self._names: dict[str, str] = {}
         for root in roots:
             for facts in sorted(root.glob("*/model.toml")):
                 for model in read_family(facts, models_dir):
                     self._add(model, facts)
+        for name, target in self.outside.items():
+            if name in self._names:
+                raise CatalogError(f"MODEL_ALIASES: the name {name!r} is a model's own")
+            if target not in self._names:
+                raise CatalogError(f"MODEL_ALIASES: there is no model {target!r}")
+        self._names |= {name: self._names[target] for name, target in self.outside.items()}
 
     def _add(self, model: Model, facts: Path) -> None:
         for name in (model.name, *model.aliases):

@@ -41,7 +41,11 @@ The answer names the picture's address; all routes are at {url}/docs
 
 def create_app(settings: Settings) -> FastAPI:
     """The application for these settings; raises CatalogError, UnknownModel or StorageFailed."""
-    catalog = Catalog([HOME, *settings.models_path], settings.data_dir.resolve() / "models")
+    catalog = Catalog(
+        [HOME, *settings.models_path],
+        settings.data_dir.resolve() / "models",
+        settings.model_aliases,
+    )
     store = Store(
         settings.data_dir.resolve(),
         url=settings.database_url,

@@ -37,6 +37,10 @@ class Settings(BaseSettings):
     models_path: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(), description="more folders that hold family folders, separated by `:`"
     )
+    model_aliases: Annotated[dict[str, str], NoDecode] = Field(
+        default={},
+        description="other names for models, as OUTSIDE=MODEL separated by commas",
+    )
     queue_limit: int = Field(
         default=64, ge=1, description="jobs that may wait; one more is refused"
     )
@@ -66,6 +70,14 @@ class Settings(BaseSettings):
         default=60,
         gt=0,
         description="seconds a canceled job gets to stop before its worker is killed",
+    )
+    cancel_on_disconnect: bool = Field(
+        default=True, description="whether a job ends when the client that waits for it hangs up"
+    )
+    retry_window: float = Field(
+        default=5,
+        ge=0,
+        description="seconds in which the same request of the OpenAI dialect counts as a retry",
     )
     stall_timeout: float = Field(
         default=900, gt=0, description="seconds without a step after which a worker counts as hung"
@@ -105,6 +117,16 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _split_aliases(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.split("=") for part in value.split(",") if part.strip()]
+        if any(len(pair) != 2 or not all(side.strip() for side in pair) for pair in pairs):
+            raise ValueError("write OUTSIDE=MODEL, separated by commas")
+        return {outside.strip(): model.strip() for outside, model in pairs}
 
     @field_validator("device")
     @classmethod
