@@ -59,8 +59,9 @@ class Dispatcher:
         self.stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def enqueue(self, job: Job) -> None:
+    def enqueue(self, job: Job, ask: str = "") -> None:
         live = self.live[job.id] = LiveJob(job)
+        live.ask = ask
         self.queue.append(live)
         live.publish("state")
         self.pump()
@@ -191,8 +192,8 @@ class Dispatcher:
         images = tuple(
             ImageFile(
                 name=name,
-                width=recipe.width,
-                height=recipe.height,
+                width=encoded.size[0],
+                height=encoded.size[1],
                 bytes=len(data),
                 media_type=image.MEDIA_TYPES[recipe.format],
                 seed=recipe.image_seed(n),

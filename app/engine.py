@@ -8,9 +8,11 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+from app.audience import Audience, ask_of
 from app.catalog import Catalog
 from app.device import Devices
 from app.dispatcher import Dispatcher, Rules
@@ -71,6 +73,10 @@ class Engine:
         self._jobs = Dispatcher(
             self._pool, self._ledger, rules, place=self._place, load=self._worker_for
         )
+        self._audience = Audience(
+            self._jobs.cancel if settings.cancel_on_disconnect else None,
+            window=settings.retry_window,
+        )
         model = catalog.get(settings.model)
         self.serving: tuple[Model, str] = (model, self._default_device(model))
         self.readiness = Readiness(
@@ -97,10 +103,12 @@ class Engine:
     async def drain(self, grace: float) -> None:
         """No new jobs; the running ones get `grace` seconds, then they go back to the queue."""
         await self._jobs.drain(grace)
+        self._audience.close()
         self.closing.set()
 
     async def stop(self) -> None:
         """Ends all workers. A job that still runs is queued again for the next start."""
+        self._audience.close()
         self.closing.set()
         for chore in self._chores:
             chore.cancel()
@@ -121,13 +129,20 @@ class Engine:
         idempotency_key: str | None = None,
         digest: str | None = None,
         alone: bool = False,
+        repeatable: bool = False,
+        tag: str = "",
     ) -> Job:
         """Accepts a job: when this returns, it is durable and will end.
 
         With an idempotency key that was used before, it is the job of that time; `digest` tells
         whether the body is the same. `alone` is for dialects of one run at a time: Busy while a
-        job of the same face is active.
+        job of the same face is active. `repeatable` is for callers that send a request again when
+        it took too long: they get the job that nobody waits for any more. `tag` is the caller's own
+        name for the job.
         """
+        ask = ask_of(request, face=face, owner=owner) if repeatable else ""
+        if ask and (deserted := self._audience.take_up(ask)):
+            return deserted.job
         if idempotency_key is not None:
             known = await self._known(owner, idempotency_key, digest)
             if known is not None:
@@ -138,17 +153,14 @@ class Engine:
         init = pictures.get("init_image")
         size = init.size if init else None
         recipe, warnings = model.complete(request, lenient=lenient, init_size=size)
-        files = (
-            await asyncio.to_thread(fit_inputs, pictures, recipe, request.resize)
-            if pictures
-            else {}
-        )
+        files = await asyncio.to_thread(fit_inputs, pictures, recipe, request) if pictures else {}
         job = Job(
             id=str(uuid.uuid4()),
             recipe=recipe,
             created=time.time(),
             face=face,
             owner=owner,
+            tag=tag,
             progress=Progress(steps=recipe.steps * recipe.images),
             warnings=tuple(warnings),
         )
@@ -164,7 +176,7 @@ class Engine:
             return known
         finally:
             self._admitting.remove(face)
-        self._jobs.enqueue(job)
+        self._jobs.enqueue(job, ask)
         return job
 
     def _check_room(self, face: str, alone: bool) -> None:
@@ -203,7 +215,23 @@ class Engine:
         """A job that has not ended, with its events and its latest preview."""
         return self._jobs.live.get(job_id)
 
-    async def wait(self, job_id: str, seconds: float) -> Job:
+    def active(self, *, face: str, owner: str) -> list[LiveJob]:
+        """A caller's jobs of one face that have not ended: the running ones, then the queued ones
+        in the order of their acceptance."""
+        own = [
+            live
+            for live in self._jobs.live.values()
+            if live.job.face == face and live.job.owner == owner
+        ]
+        return sorted(own, key=lambda live: live.job.state is not JobState.RUNNING)
+
+    def attend(self, job_id: str) -> AbstractContextManager[None]:
+        """While a caller waits for a job. When the last one goes before it has ended, the job is
+        canceled (CANCEL_ON_DISCONNECT); a repeatable one only after RETRY_WINDOW."""
+        live = self.live(job_id)
+        return self._audience.attend(live) if live else nullcontext()
+
+    async def wait(self, job_id: str, seconds: float | None = None) -> Job:
         """The job, when it has ended, the seconds are over or the service closes."""
         live = self.live(job_id)
         if live is None:

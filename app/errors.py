@@ -14,7 +14,9 @@ EaselError
 ├── Conflict            not in the present state
 │   ├── NotInstalled    the model is known, its weights are not here
 │   ├── NotEnded        the job has no result yet
+│   ├── JobCanceled     somebody ended it before it had a result
 │   └── Busy            a door for one run at a time is taken
+├── HungUp              whoever asked has gone; nobody reads this
 ├── QueueFull           try again after `retry_after` seconds
 ├── Unavailable         nothing can serve this now
 │   └── LoadFailed      the runtime refused the weights or the device
@@ -99,9 +101,19 @@ class NotEnded(Conflict):
     title = "The job has not ended"
 
 
+class JobCanceled(Conflict):
+    code = "canceled"
+    title = "The job was canceled"
+
+
 class Busy(Conflict):
     code = "busy"
     title = "Busy"
+
+
+class HungUp(EaselError):
+    code = "hung_up"
+    title = "The client hung up"
 
 
 class QueueFull(EaselError):

@@ -64,6 +64,7 @@ class Job:
     device: str | None = None
     face: str = "native"  # the dialect it came through
     owner: str = ""  # a digest of the caller's key
+    tag: str = ""  # the caller's own name for it
     attempts: int = 0
     started: float | None = None
     finished: float | None = None
@@ -80,6 +81,7 @@ class Job:
     def to_record(self) -> dict[str, Any]:
         """The parts of the job that are kept as JSON beside its searchable columns."""
         return {
+            "tag": self.tag,
             "recipe": asdict(self.recipe),
             "timings_ms": self.timings_ms,
             "warnings": list(self.warnings),
@@ -91,6 +93,7 @@ class Job:
     @classmethod
     def from_record(cls, record: dict[str, Any], **columns: Any) -> "Job":
         return cls(
+            tag=record.get("tag", ""),
             recipe=Recipe(**record["recipe"]),
             timings_ms=record["timings_ms"],
             warnings=tuple(record["warnings"]),

@@ -18,6 +18,8 @@ class LiveJob:
         self.events: list[JobEvent] = []
         self.ended = asyncio.Event()
         self.wanted = True  # False once it is canceled
+        self.audience = 0  # callers that wait for it
+        self.ask = ""  # what was asked, where a repeated request shall find the job again
         self.worker: Worker | None = None  # while it runs
         self._changed = asyncio.Event()
         self._first_step: tuple[float, int] | None = None
