@@ -46,7 +46,7 @@ async def draw(
         ) as progress,
     ):
         bar = progress.add_task(f"loading {model.name} on {device}", total=None)
-        for name, data in fit_inputs(pictures, recipe, request.resize).items():
+        for name, data in fit_inputs(pictures, recipe, request).items():
             (Path(folder) / name).write_bytes(data)
         worker = await Worker.start(model, device, WorkerOptions.of(settings))
         try:

@@ -6,22 +6,24 @@ Pillow only, no numpy, so that the API process stays small.
 
 import base64
 import binascii
+import contextlib
 import io
 import json
 import re
 import warnings
 from typing import Any
 
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageFilter, ImageOps, PngImagePlugin
 
 from app import __version__
 from app.errors import InvalidRequest
-from app.request import ImageFormat, Recipe, Resize
+from app.request import MAX_PROMPT, ImageFormat, MaskMeans, Recipe, Resize
 
 MAX_PIXELS = 50_000_000  # of a picture that a caller sends
 MEDIA_TYPES: dict[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+_PAIR = re.compile(r'([A-Za-z][\w /-]{0,60}): ("(?:[^"\\]|\\.)*"|[^,]*)(?:, |$)')
 _READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
-_SAMPLER_TITLES = {  # the names AUTOMATIC1111 writes into its parameters
+SAMPLER_TITLES = {  # the names AUTOMATIC1111 writes into its parameters
     "euler": "Euler",
     "euler_ancestral": "Euler a",
     "ddim": "DDIM",
@@ -49,8 +51,21 @@ def from_base64(text: str, field: str) -> bytes:
     return data
 
 
+def is_picture(text: str) -> bool:
+    """Whether a text is a picture in base64 or a data URI, told by its first bytes."""
+    start = "".join(text.partition(",")[2 if text.startswith("data:") else 0][:64].split())
+    try:
+        return _known(base64.b64decode(start[: len(start) // 4 * 4], validate=True))
+    except (binascii.Error, ValueError):
+        return False
+
+
+def to_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
 def to_data_uri(data: bytes, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+    return f"data:{media_type};base64,{to_base64(data)}"
 
 
 def open_image(data: bytes, field: str) -> Image.Image:
@@ -106,9 +121,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_mask(image: Image.Image) -> Image.Image:
-    """A greyscale mask, white = repaint."""
-    return to_rgb(image).convert("L")
+def to_mask(image: Image.Image, means: MaskMeans = "white", blur: int = 0) -> Image.Image:
+    """A greyscale mask, white = repaint, of one in which white, black or transparent means so; one
+    without transparency means white. `blur` is the standard deviation of its soft edge, pixels."""
+    if means == "transparent" and ("A" in image.getbands() or "transparency" in image.info):
+        mask = ImageOps.invert(image.convert("RGBA").getchannel("A"))
+    else:
+        mask = to_rgb(image).convert("L")
+        if means == "black":
+            mask = ImageOps.invert(mask)
+    if blur > 0:
+        mask = mask.filter(ImageFilter.GaussianBlur(min(blur, max(mask.size))))
+    return mask
 
 
 def fit(image: Image.Image, size: tuple[int, int], resize: Resize) -> Image.Image:
@@ -160,7 +184,7 @@ def parameters(recipe: Recipe, seed: int) -> str:
     """The recipe as AUTOMATIC1111 writes it: prompt, negative prompt, then `key: value` pairs."""
     pairs: dict[str, Any] = {"Steps": recipe.steps}
     if recipe.sampler:
-        pairs["Sampler"] = _SAMPLER_TITLES.get(recipe.sampler, recipe.sampler)
+        pairs["Sampler"] = SAMPLER_TITLES.get(recipe.sampler, recipe.sampler)
     if recipe.guidance is not None:
         pairs["CFG scale"] = f"{recipe.guidance:g}"
     pairs |= {"Seed": seed, "Size": f"{recipe.width}x{recipe.height}", "Model": recipe.model}
@@ -177,6 +201,57 @@ def parameters(recipe: Recipe, seed: int) -> str:
 def _quoted(value: Any) -> str:
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
+
+
+def describe(data: bytes, field: str) -> tuple[str, dict[str, str]]:
+    """The recipe text of a picture file and its `key: value` pairs, both empty if it has none."""
+    text = read_parameters(open_image(data, field)) or ""
+    return text, parse_parameters(text)
+
+
+def parse_parameters(text: str) -> dict[str, str]:
+    """The inverse of `parameters`, also for texts that AUTOMATIC1111 wrote: its last line's pairs,
+    and before them `Prompt` and `Negative prompt`."""
+    *lines, last = text.strip().split("\n")
+    found = _PAIR.findall(last[:MAX_PROMPT])
+    if len(found) < 3:
+        lines, found = [*lines, last], []
+    prompt, _, negative = "\n".join(["", *lines]).partition("\nNegative prompt:")
+    pairs = {"Prompt": prompt.strip(), "Negative prompt": negative.strip()}
+    for key, value in found:
+        if value.startswith('"'):
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)
+        pairs[key] = value
+    return pairs if text else {}
+
+
+def enlarge(
+    data: bytes,
+    field: str,
+    *,
+    factor: float,
+    size: tuple[int, int] | None,
+    crop: bool,
+    smooth: bool,
+) -> bytes:
+    """A picture file as a PNG `factor` times as large, or, given a `size`, as large as that, its
+    proportions kept: `crop` fills it and cuts off the rest, otherwise it is reached by one side."""
+    picture = to_rgb(open_image(data, field))
+    width, height = picture.size
+    if size is not None:
+        choose = max if crop else min
+        factor = choose(size[0] / width, size[1] / height)
+    wide, high = max(1, round(width * factor)), max(1, round(height * factor))
+    if wide * high > MAX_PIXELS:
+        raise InvalidRequest(
+            f"{wide}x{high} is too large; at most {MAX_PIXELS // 1_000_000} million pixels are "
+            "made.",
+            field="upscaling_resize",
+        )
+    method = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+    picture = picture.resize((wide, high), method)
+    return to_png(ImageOps.fit(picture, size, method) if size and crop else picture)
 
 
 def read_parameters(image: Image.Image) -> str | None:

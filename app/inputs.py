@@ -1,11 +1,14 @@
 """The pictures a request starts from: decoded safely, checked against each other, fitted to the
-recipe."""
+recipe, and, where only a part of one is drawn, put together again."""
 
-from PIL.Image import Image
+from pathlib import Path
+
+from PIL import Image as Pillow
+from PIL.Image import Image, Resampling
 
 from app import image
 from app.errors import InvalidRequest
-from app.request import ImageRequest, Recipe, Resize
+from app.request import ImageRequest, Recipe
 
 
 def open_inputs(request: ImageRequest) -> dict[str, Image]:
@@ -25,12 +28,71 @@ def open_inputs(request: ImageRequest) -> dict[str, Image]:
     return {"init_image": init, "mask": mask}
 
 
-def fit_inputs(pictures: dict[str, Image], recipe: Recipe, resize: Resize) -> dict[str, bytes]:
-    """The PNG files that the recipe names: RGB init_image and greyscale mask of its width x
-    height."""
+def fit_inputs(
+    pictures: dict[str, Image], recipe: Recipe, request: ImageRequest
+) -> dict[str, bytes]:
+    """The PNG files that the recipe names: RGB init_image and greyscale mask, white = repaint."""
     files: dict[str, bytes] = {}
     size = (recipe.width, recipe.height)
     for name, picture in pictures.items():
-        converted = image.to_mask(picture) if name == "mask" else image.to_rgb(picture)
-        files[f"{name}.png"] = image.to_png(image.fit(converted, size, resize))
+        if name == "mask":
+            picture = image.to_mask(picture, request.mask_means, request.mask_blur)
+        else:
+            picture = image.to_rgb(picture)
+        if recipe.mask_padding is None:
+            picture = image.fit(picture, size, request.resize)
+        files[f"{name}.png"] = image.to_png(picture)
     return files
+
+
+def read_inputs(recipe: Recipe, folder: Path) -> tuple[Image | None, Image | None]:
+    """What the pipeline starts from: init_image and mask at the recipe's width x height."""
+    init, mask = _files(recipe, folder)
+    if init is None or mask is None or recipe.mask_padding is None:
+        return init, mask
+    size = (recipe.width, recipe.height)
+    box = region(mask, recipe.mask_padding, size)
+    return (
+        init.resize(size, Resampling.LANCZOS, box),
+        mask.resize(size, Resampling.BILINEAR, box),
+    )
+
+
+def put_back(picture: Image, recipe: Recipe, folder: Path | None) -> Image:
+    """The finished picture: what was drawn of a part of the init_image, in its place."""
+    if recipe.mask_padding is None or folder is None:
+        return picture
+    init, mask = _files(recipe, folder)
+    assert init is not None and mask is not None
+    left, top, right, bottom = box = region(
+        mask, recipe.mask_padding, (recipe.width, recipe.height)
+    )
+    part = picture.resize((right - left, bottom - top), Resampling.LANCZOS)
+    init.paste(part, box, mask.crop(box))
+    return init
+
+
+def region(mask: Image, padding: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The box (left, top, right, bottom) around all that is not black in the mask, wider by
+    `padding` pixels and then grown to the proportions of `size`, as far as the picture goes."""
+    left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
+    left, right = max(0, left - padding), min(mask.width, right + padding)
+    top, bottom = max(0, top - padding), min(mask.height, bottom + padding)
+    wide, high = right - left, bottom - top
+    left, right = _grown(left, right, round(high * size[0] / size[1]), mask.width)
+    top, bottom = _grown(top, bottom, round(wide * size[1] / size[0]), mask.height)
+    return left, top, right, bottom
+
+
+def _grown(low: int, high: int, length: int, end: int) -> tuple[int, int]:
+    """The stretch low..high made at least `length` long, if it fits into 0..end."""
+    length = min(max(length, high - low), end)
+    low = min(max(0, low - (length - (high - low)) // 2), end - length)
+    return low, low + length
+
+
+def _files(recipe: Recipe, folder: Path) -> tuple[Image | None, Image | None]:
+    def read(name: str | None) -> Image | None:
+        return Pillow.open(folder / name) if name else None
+
+    return read(recipe.init_image), read(recipe.mask)

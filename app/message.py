@@ -78,6 +78,7 @@ class Drawn:
 class Encoded:
     job: str
     pictures: tuple[bytes, ...]
+    size: tuple[int, int]  # width, height of each
     milliseconds: float
 
 

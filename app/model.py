@@ -11,6 +11,8 @@ from typing import TypeVar
 from app.errors import InvalidRequest
 from app.request import MAX_PROMPT, MAX_SEED, ImageRequest, Recipe, random_seed
 
+MAX_PADDING = 4096  # pixels around a mask
+
 N = TypeVar("N", int, float)
 
 
@@ -95,9 +97,13 @@ class Model:
         own.
         """
         check = _Checker(lenient)
-        _check_prompt("prompt", request.prompt)
-        if not request.prompt.strip():
+        prompt = request.prompt
+        if prompt is None and request.init_image is not None:
+            prompt = ""
+        elif not (prompt or "").strip():
             raise InvalidRequest("prompt is empty; say what the picture shows.", field="prompt")
+        assert prompt is not None
+        _check_prompt("prompt", prompt)
         width, height = self._size(request, check, init_size)
         steps = check.within("steps", request.steps, self.defaults.steps, self.limits.steps)
         guidance = self._guidance(request, check)
@@ -105,7 +111,7 @@ class Model:
         seed = check.within("seed", request.seed, random_seed(), (0, MAX_SEED))
         strength = self._strength(request, check, steps)
         recipe = Recipe(
-            prompt=request.prompt,
+            prompt=prompt,
             negative_prompt=self._negative_prompt(request, check, guidance),
             model=self.name,
             width=width,
@@ -120,6 +126,7 @@ class Model:
             mask="mask.png" if request.mask is not None else None,
             format=request.format or "png",
             quality=check.within("quality", request.quality, 90, (1, 100)),
+            mask_padding=_mask_padding(request, check),
         )
         return recipe, check.warnings
 
@@ -260,6 +267,16 @@ class _Checker:
             instead=f"set to {nearest}",
         )
         return nearest
+
+
+def _mask_padding(request: ImageRequest, check: _Checker) -> int | None:
+    padding = request.mask_padding
+    if padding is None:
+        return None
+    if request.mask is None:
+        check.refuse("mask_padding needs a mask", field="mask_padding")
+        return None
+    return check.within("mask_padding", padding, 0, (0, MAX_PADDING))
 
 
 def _check_prompt(field: str, text: str) -> None:

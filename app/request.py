@@ -13,6 +13,7 @@ FORMATS = ("png", "jpeg", "webp")
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 Resize = Literal["stretch", "crop", "pad"]
+MaskMeans = Literal["white", "black", "transparent"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +21,13 @@ class ImageRequest:
     """A request as a face understood it. None means: not said, the model decides.
 
     width and height are in pixels, strength is in (0, 1], init_image and mask are the bytes of an
-    image file; a mask is as large as its init_image and white where the picture is to be repainted.
+    image file. A mask is as large as its init_image; mask_means says what in it marks the part to
+    be repainted, mask_blur (pixels of the init_image) how soft its edge is made. With a
+    mask_padding only that part, and so many pixels around it, is cut out, redrawn at width x height
+    and put back into the init_image.
     """
 
-    prompt: str
+    prompt: str | None  # None: the init_image says it all
     negative_prompt: str | None = None
     model: str | None = None
     width: int | None = None
@@ -36,6 +40,9 @@ class ImageRequest:
     init_image: bytes | None = None
     strength: float | None = None
     mask: bytes | None = None
+    mask_means: MaskMeans = "white"
+    mask_blur: int = 0
+    mask_padding: int | None = None
     resize: Resize = "stretch"
     format: ImageFormat | None = None
     quality: int | None = None
@@ -45,7 +52,8 @@ class ImageRequest:
 class Recipe:
     """Everything that determines the pictures of a job; image n is made with seed + n.
 
-    init_image and mask name the prepared pictures (RGB and greyscale PNG files of width x height).
+    init_image and mask name the prepared pictures: RGB and greyscale PNG files of width x height,
+    or, with a mask_padding, of the size they came in.
     """
 
     prompt: str
@@ -63,6 +71,7 @@ class Recipe:
     mask: str | None
     format: ImageFormat
     quality: int
+    mask_padding: int | None = None
 
     def image_seed(self, n: int) -> int:
         return (self.seed + n) % (MAX_SEED + 1)

@@ -26,6 +26,7 @@ from PIL import Image
 
 from app import image
 from app.errors import EaselError, LoadFailed
+from app.inputs import put_back, read_inputs
 from app.message import (
     LENGTH,
     Cancel,
@@ -170,25 +171,29 @@ def _draw(
 
 
 def _inputs(recipe: Recipe, folder: Path | None) -> Inputs:
-    def read(name: str | None) -> Any:
-        return np.asarray(Image.open(folder / name)) if name and folder else None
-
-    return Inputs(init_image=read(recipe.init_image), mask=read(recipe.mask))
+    if folder is None:
+        return Inputs()
+    init, mask = read_inputs(recipe, folder)
+    return Inputs(
+        init_image=np.asarray(init) if init else None, mask=np.asarray(mask) if mask else None
+    )
 
 
 def _encode(channel: Channel, run: Run, pixels: list[Pixels]) -> None:
     began = time.perf_counter()
     try:
+        finished = [put_back(Image.fromarray(each), run.recipe, run.folder) for each in pixels]
         pictures = tuple(
-            image.encode(Image.fromarray(picture), run.recipe, run.recipe.image_seed(n))
-            for n, picture in enumerate(pixels)
+            image.encode(picture, run.recipe, run.recipe.image_seed(n))
+            for n, picture in enumerate(finished)
         )
     except Exception as error:  # noqa: BLE001 - on a thread of its own: unheard, it would hang the job
         channel.send(
             Failed(job=run.job, code="generation_failed", detail=f"Encoding failed: {error}")
         )
         return
-    channel.send(Encoded(job=run.job, pictures=pictures, milliseconds=_since(began)))
+    size = finished[0].size
+    channel.send(Encoded(job=run.job, pictures=pictures, size=size, milliseconds=_since(began)))
 
 
 def _since(began: float) -> float:

@@ -48,6 +48,10 @@ class JobBody(BaseModel):
     )
     strength: float | None = Field(default=None, description="how far from init_image, 0 < s <= 1")
     mask: str | None = Field(default=None, description="as init_image; white = repaint")
+    mask_padding: int | None = Field(
+        default=None,
+        description="redraw only the masked part and so many pixels around it, at width x height",
+    )
     format: ImageFormat | None = Field(default=None, description="png, jpeg or webp; default: png")
     quality: int | None = Field(default=None, description="of JPEG and WebP, 1 to 100; default: 90")
 
