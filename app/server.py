@@ -171,7 +171,6 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._engine: Engine = app.state.engine
         self._grace = settings.grace
-        self._draining: asyncio.Task[None] | None = None
         # Bound before anything is loaded, so that a taken port is one line and not a half start.
         self._socket = listen(settings.host, settings.port)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host

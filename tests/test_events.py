@@ -34,9 +34,10 @@ def test_previews_are_small_pictures_that_become_the_result(service):
         head, data = preview.split(",")
         assert head == "data:image/jpeg;base64"
         picture = Image.open(io.BytesIO(base64.b64decode(data)))
-        assert (picture.format, picture.size) == ("JPEG", (128, 64))
+        assert picture.format == "JPEG"
+        assert picture.width == 2 * picture.height <= 128
         assert len(data) < 16_384
-    result = Image.open(io.BytesIO(service.picture(service.job(job)))).resize((128, 64))
+    result = Image.open(io.BytesIO(service.picture(service.job(job)))).resize(picture.size)
     assert _distance(previews[-1], result) < _distance(previews[0], result)
     assert _distance(previews[-1], result) < 40
 
