@@ -108,8 +108,9 @@ class Dispatcher:
                 await self._ledger.save(live.job)
 
     def pump(self) -> None:
-        """Gives every free device its next job."""
-        if self.stopping:
+        """Gives every free device its next job. A load that waits for room goes first: it would
+        wait for ever behind a worker that is never idle."""
+        if self.stopping or self._pool.crowded:
             return
         for live in self._order():
             device = self._place(live.job)

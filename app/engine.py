@@ -33,6 +33,7 @@ from app.inputs import fit_inputs, open_inputs
 from app.job import ImageFile, Job, JobEvent, JobState, Progress
 from app.ledger import Ledger
 from app.live import LiveJob
+from app.machine import Machine
 from app.model import Model
 from app.pool import Pool
 from app.request import ImageRequest
@@ -58,17 +59,15 @@ class Readiness:
 
 
 class Engine:
-    """`memory_budget` is in bytes."""
-
     def __init__(
-        self, settings: Settings, catalog: Catalog, store: Store, *, memory_budget: int
+        self, settings: Settings, catalog: Catalog, store: Store, *, machine: Machine
     ) -> None:
         self.settings = settings
         self.catalog = catalog
         self.devices = Devices()
         self.closing = asyncio.Event()  # whoever waits is let go
         self._ledger = Ledger(store)
-        self._pool = Pool(WorkerOptions.of(settings), budget=memory_budget)
+        self._pool = Pool(WorkerOptions.of(settings), machine)
         rules = Rules(starvation=settings.starvation, cancel_timeout=settings.cancel_timeout)
         self._jobs = Dispatcher(
             self._pool, self._ledger, rules, place=self._place, load=self._worker_for
@@ -390,5 +389,7 @@ class Engine:
         while True:
             await asyncio.sleep(HOUSEKEEPING)
             self._pool.kill_stalled()
+            if self.settings.idle_unload:
+                await self._pool.end_idle(self.settings.idle_unload)
             await self._ledger.save_late()
             self._jobs.pump()  # a job may have waited long enough to go first

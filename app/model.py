@@ -77,6 +77,14 @@ class Model:
     def installed(self) -> bool:
         return self.weights_dir.is_dir()
 
+    @property
+    def memory(self) -> int:
+        """Bytes a loaded pipeline takes: as stated, else guessed from the size of the weights."""
+        if self.limits.memory:
+            return self.limits.memory
+        files = (file.stat().st_size for file in self.weights_dir.rglob("*.bin"))
+        return sum(files) * 3 // 2 + 400_000_000
+
     def supports(self, device: str) -> bool:
         """Whether the model can be asked for on this device; GPU.1 counts as a GPU."""
         return device.partition(".")[0] in (*self.devices, "AUTO") and (

@@ -6,6 +6,7 @@ import logging
 import time
 
 from app.errors import Busy, LoadFailed
+from app.machine import Machine
 from app.model import Model
 from app.worker import Worker, WorkerOptions
 
@@ -15,15 +16,17 @@ Key = tuple[str, str]  # model name, device
 
 
 class Pool:
-    """At most one worker per model and device. `budget` is in bytes."""
+    """At most one worker per model and device, and no more of them than the machine is good for."""
 
-    def __init__(self, options: WorkerOptions, *, budget: int) -> None:
+    def __init__(self, options: WorkerOptions, machine: Machine) -> None:
         self._options = options
-        self._budget = budget
+        self._budget = machine.budget
+        self._warm = machine.warm
         self._workers: dict[Key, Worker] = {}
         self._loading: dict[Key, Model] = {}
         self._locks: dict[Key, asyncio.Lock] = {}
         self._room = asyncio.Condition()
+        self.crowded = 0  # loads that wait for a busy worker to become idle, so that it can go
 
     def warm(self, name: str) -> Worker | None:
         """A live worker that has this model loaded, the last used one first."""
@@ -51,6 +54,7 @@ class Pool:
                 "loaded", extra={"model": model.name, "device": device, "ms": round(worker.load_ms)}
             )
             self._workers[key] = worker
+            await self._trim(keep=key)
             return worker
 
     async def unload(self, name: str) -> None:
@@ -90,13 +94,13 @@ class Pool:
 
     async def _make_room(self, key: Key, model: Model) -> None:
         """Ends idle workers, the least recently used first, until the model fits the budget."""
-        if model.limits.memory > self._budget:
+        if model.memory > self._budget:
             raise LoadFailed(
-                f"{model.name} takes about {_mb(model.limits.memory)} MB of memory; "
+                f"{model.name} takes about {_mb(model.memory)} MB of memory; "
                 f"the budget is {_mb(self._budget)} MB (MEMORY_BUDGET)."
             )
         async with self._room:
-            while self._used() + model.limits.memory > self._budget:
+            while self._used() + model.memory > self._budget:
                 idle = [worker for worker in self._workers.items() if not worker[1].busy]
                 if idle:
                     victim, worker = min(idle, key=lambda item: item[1].last_used)
@@ -105,14 +109,24 @@ class Pool:
                     )
                     await self._end(victim)
                 else:
-                    await self._room.wait()
+                    self.crowded += 1
+                    try:
+                        await self._room.wait()
+                    finally:
+                        self.crowded -= 1
             self._loading[key] = model
 
     def _used(self) -> int:
-        loaded = sum(
-            worker.model.limits.memory for worker in self._workers.values() if _alive(worker)
-        )
-        return loaded + sum(model.limits.memory for model in self._loading.values())
+        loaded = sum(worker.memory() for worker in self._workers.values() if _alive(worker))
+        return loaded + sum(model.memory for model in self._loading.values())
+
+    async def _trim(self, keep: Key) -> None:
+        """Ends the least recently used workers beyond the number that stays warm."""
+        while len(self._workers) > self._warm:
+            idle = [item for item in self._workers.items() if item[0] != keep and not item[1].busy]
+            if not idle:
+                return  # a busy one goes when the next pipeline is loaded
+            await self._end(min(idle, key=lambda item: item[1].last_used)[0])
 
     async def _end(self, key: Key) -> None:
         await self._workers.pop(key).stop()

@@ -8,10 +8,8 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from types import FrameType
 
-import psutil
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,6 +22,7 @@ from app.engine import Engine
 from app.faces import faces
 from app.faces.face import problem
 from app.gate import Gate
+from app.machine import Machine
 from app.settings import Settings
 from app.store import Store
 
@@ -51,8 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
         url=settings.database_url,
         min_free=settings.min_free_disk * 2**20,
     )
-    budget = settings.memory_budget * 2**20 or _memory() * 2 // 3
-    engine = Engine(settings, catalog, store, memory_budget=budget)
+    engine = Engine(settings, catalog, store, machine=Machine.of(settings))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -95,15 +93,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(Exception, on_bug)
     app.add_middleware(Gate, keys=settings.keys(), render=render)
     return app
-
-
-def _memory() -> int:
-    """Bytes there are: the machine's memory or, in a container, what it is limited to."""
-    found = [psutil.virtual_memory().total]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, version 2 and 1
-        with contextlib.suppress(OSError, ValueError):
-            found.append(int((Path("/sys/fs/cgroup") / name).read_text()))
-    return min(found)
 
 
 _NOT_JSON = "The body is not valid JSON."

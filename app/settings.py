@@ -93,10 +93,19 @@ class Settings(BaseSettings):
     threads: int = Field(
         default=0, ge=0, description="inference threads on the CPU; 0: the runtime decides"
     )
+    machine_size: Literal["big", "medium", "little", "tiny"] | None = Field(
+        default=None,
+        description="memory budget, weight format, warm pipelines; default: by the memory",
+    )
+    idle_unload: float = Field(
+        default=0,
+        ge=0,
+        description="seconds without a job after which a pipeline's memory is freed; 0: never",
+    )
     memory_budget: int = Field(
         default=0,
         ge=0,
-        description="MB that loaded pipelines may take; 0: two thirds of the machine's",
+        description="MB that loaded pipelines may take; 0: by the size of the machine",
     )
     min_free_disk: int = Field(
         default=100, ge=0, description="MB that must be free under DATA_DIR for a new job"

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from app.catalog import HOME
 from app.errors import EaselError, LoadFailed, WorkerDied, from_code
 from app.message import (
@@ -186,6 +188,13 @@ class Worker:
         except TimeoutError:
             self.kill()
             await self.process.wait()
+
+    def memory(self) -> int:
+        """Bytes the process takes, or will take when it is warm, whichever is more."""
+        try:
+            return max(self.model.memory, psutil.Process(self.pid).memory_info().rss)
+        except psutil.Error:
+            return self.model.memory
 
     def stalled(self) -> bool:
         """Whether it has been at a job without a sign of life for too long."""

@@ -1,0 +1,58 @@
+"""How much of this machine Easel may take. Its size decides how much memory loaded pipelines get,
+how many stay warm, and the weight format that is installed."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from app.settings import Settings
+
+GIB = 2**30
+# The control groups' files, version 2 and 1, that say what a container is limited to.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """`budget` is in bytes, `warm` the number of pipelines that are kept loaded."""
+
+    size: str
+    budget: int
+    warm: int
+    weight_format: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Machine":
+        """What the settings say, and where they are silent, what the memory suggests."""
+        total = memory()
+        size = settings.machine_size or next(
+            name for name, (least, *_) in _SIZES.items() if total >= least * GIB
+        )
+        _, share, warm, weight_format = _SIZES[size]
+        return cls(
+            size=size,
+            budget=settings.memory_budget * 2**20 or int(total * share),
+            warm=warm,
+            weight_format=weight_format,
+        )
+
+
+# Least memory in GiB, share of it for pipelines, warm pipelines, weight format. fp16 weights take
+# twice the memory of int8 and four times that of int4; small machines trade quality for it.
+_SIZES: dict[str, tuple[int, float, int, str]] = {
+    "big": (60, 0.8, 4, "fp16"),
+    "medium": (28, 0.75, 2, "int8"),
+    "little": (14, 0.7, 2, "int8"),
+    "tiny": (0, 0.6, 1, "int4"),
+}
+
+
+def memory() -> int:
+    """Bytes there are: the machine's memory or, in a container, what it is limited to."""
+    found = [psutil.virtual_memory().total]
+    for path in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(Path(path).read_text()))
+    return min(found)
