@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import logging
 import time
+from asyncio import FIRST_COMPLETED
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
@@ -88,9 +89,10 @@ class Dispatcher:
         await self._end(live, JobState.CANCELED)
 
     async def drain(self, seconds: float) -> None:
-        """Starts no more jobs and waits for the running ones, so long at most."""
+        """Starts no more jobs and waits for the running ones to be kept, so long at most."""
         self.stopping = True
-        ends = [asyncio.ensure_future(live.ended.wait()) for live in self.running.values()]
+        running = [live for live in self.live.values() if live.job.state is JobState.RUNNING]
+        ends = [asyncio.ensure_future(live.ended.wait()) for live in running]
         if ends:
             log.info("draining", extra={"jobs": len(ends), "seconds": seconds})
             await asyncio.wait(ends, timeout=seconds)
@@ -119,10 +121,12 @@ class Dispatcher:
                 self.running[device] = live
                 self._spawn(self._run(live, device))
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Starts work that ends with the dispatcher at the latest."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _order(self) -> list[LiveJob]:
         """Jobs of a loaded model first, as long as nobody starves."""
@@ -153,6 +157,13 @@ class Dispatcher:
             await self._failed(live, error)
 
     async def _draw(self, live: LiveJob, device: str) -> tuple[Task, Drawn | Stopped, float]:
+        def on_step(stepped: Stepped) -> None:
+            if live.wanted:
+                live.step(stepped.step, stepped.steps, stepped.preview)
+
+        canceled = Task(on_step), Stopped(job=live.job.id), 0.0
+        if not live.wanted:
+            return canceled
         job = live.change(
             state=JobState.RUNNING,
             device=device,
@@ -161,21 +172,24 @@ class Dispatcher:
         )
         # Recorded while it runs already: the ledger keeps the order, and a job that takes the
         # service down twice is not run for ever.
-        self._spawn(self._ledger.save(job))
+        self._spawn(self._record_start(live))
         live.publish("state")
         began = time.monotonic()
-        worker: Worker = await self._load(job, device)
-        load_ms = (time.monotonic() - began) * 1000
-
-        def on_step(stepped: Stepped) -> None:
-            if live.wanted:
-                live.step(stepped.step, stepped.steps, stepped.preview)
-
+        # A canceled job lets go of the device; the load goes on for the next job of the model.
+        loading = self._spawn(self._load(job, device))
+        loading.add_done_callback(_heard)
+        await asyncio.wait([loading, self._spawn(live.ended.wait())], return_when=FIRST_COMPLETED)
         if not live.wanted:
-            return Task(on_step), Stopped(job=job.id), load_ms
+            return canceled
+        worker: Worker = await loading
+        load_ms = (time.monotonic() - began) * 1000
         task = worker.run(job.id, job.recipe, self._ledger.folder(job.id), on_step)
         live.worker = worker
         return task, await self._until_free(live, worker, task), load_ms
+
+    async def _record_start(self, live: LiveJob) -> None:
+        if not live.ending:  # else this record would come after the last one
+            await self._ledger.save(live.job)
 
     async def _until_free(self, live: LiveJob, worker: Worker, task: Task) -> Drawn | Stopped:
         """Waits for the pipeline; a canceled job that does not stop in time costs its worker."""
@@ -250,17 +264,16 @@ class Dispatcher:
         **values: Any,
     ) -> None:
         """The one way a job ends: recorded first, then told."""
-        if live.job.state.ended or (state is not JobState.CANCELED and not live.wanted):
+        if live.ending or (state is not JobState.CANCELED and not live.wanted):
+            await live.ended.wait()  # the first end counts; it may be on its way to the disk
             return
+        live.ending = True
         told = JobError(code=error.code, message=error.detail) if error else None
         ended = replace(live.job, state=state, error=told, finished=time.time(), **values)
-        ended = await self._ledger.finish(ended, files or {})
-        if live.job.state.ended:
-            return  # canceled while its pictures were being kept
-        live.job = ended
+        live.job = await self._ledger.finish(ended, files or {})
         live.publish("done")
-        self.live.pop(ended.id, None)
-        self._log_end(ended)
+        self.live.pop(live.job.id, None)
+        self._log_end(live.job)
 
     def _log_end(self, job: Job) -> None:
         log.info(
@@ -274,3 +287,9 @@ class Dispatcher:
                 "error": job.error.code if job.error else None,
             },
         )
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    """So that a failure nobody waits for any more is no complaint in the log."""
+    if not task.cancelled():
+        task.exception()

@@ -18,6 +18,7 @@ class LiveJob:
         self.events: list[JobEvent] = []
         self.ended = asyncio.Event()
         self.wanted = True  # False once it is canceled
+        self.ending = False  # True once its end is on the way to the disk
         self.audience = 0  # callers that wait for it
         self.ask = ""  # what was asked, where a repeated request shall find the job again
         self.worker: Worker | None = None  # while it runs
