@@ -81,7 +81,8 @@ class Pool:
         for worker in self._workers.values():
             if _alive(worker) and worker.stalled():
                 log.error("worker stalled", extra={"model": worker.model.name, "pid": worker.pid})
-                worker.kill()
+                seconds = self._options.stall_timeout
+                worker.kill(f"it gave no sign of life for {seconds:g} seconds (STALL_TIMEOUT)")
 
     async def end_idle(self, seconds: float) -> None:
         """Ends the workers that have not been used for so long; their memory goes back to the

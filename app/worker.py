@@ -96,6 +96,7 @@ class Worker:
         self._heard = time.monotonic()
         self._stderr: collections.deque[str] = collections.deque(maxlen=8)
         self._listeners: list[asyncio.Task[None]] = []
+        self._verdict: str | None = None  # why it was killed from here
 
     @classmethod
     async def start(cls, model: Model, device: str, options: WorkerOptions) -> "Worker":
@@ -176,7 +177,9 @@ class Worker:
         if not self.dead.is_set():
             self._writer.write(pack(Cancel(job=job)))
 
-    def kill(self) -> None:
+    def kill(self, why: str | None = None) -> None:
+        """Ends the process the hard way; its jobs are told why."""
+        self._verdict = why
         with contextlib.suppress(ProcessLookupError, AttributeError):
             self.process.kill()
 
@@ -242,7 +245,13 @@ class Worker:
     async def _log_output(self) -> None:
         """What the runtime prints goes to the log; its last lines tell why a process died."""
         assert self.process.stdout is not None
-        while line := await self.process.stdout.readline():
+        while True:
+            try:
+                line = await self.process.stdout.readline()
+            except ValueError:  # longer than any line worth keeping; it was dropped
+                continue
+            if not line:
+                return
             text = line.decode(errors="replace").rstrip()[:500]
             if text:
                 self._stderr.append(text)
@@ -253,6 +262,8 @@ class Worker:
         code = await self.process.wait()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._listeners[0]), 1)
+        if self._verdict:
+            return f"The worker process was killed: {self._verdict}."
         if code < 0:
             name = signal.Signals(-code).name
             hint = "; out of memory is the usual reason" if name == "SIGKILL" else ""

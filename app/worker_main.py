@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from app import image
-from app.errors import EaselError, LoadFailed
+from app.errors import EaselError, GenerationFailed, LoadFailed
 from app.inputs import put_back, read_inputs
 from app.message import (
     LENGTH,
@@ -163,11 +163,22 @@ def _draw(
         if run.job in channel.canceled:
             raise Canceled
         made = pipeline.generate(recipe, recipe.image_seed(n), inputs, on_step)
-        pixels.append(made.pixels)
+        pixels.append(_checked(made.pixels, recipe))
         warnings |= dict.fromkeys(made.warnings)
         for name, milliseconds in made.timings_ms.items():
             timings[name] = timings.get(name, 0.0) + milliseconds
     return pixels, timings, tuple(warnings)
+
+
+def _checked(pixels: Any, recipe: Recipe) -> Pixels:
+    """What a pipeline made, if it is the picture it was asked for; raises GenerationFailed."""
+    made = np.asarray(pixels)
+    if made.shape != (recipe.height, recipe.width, 3) or made.dtype != np.uint8:
+        raise GenerationFailed(
+            f"The pipeline made {made.dtype} of shape {made.shape}, "
+            f"not a picture of {recipe.width}x{recipe.height}."
+        )
+    return made
 
 
 def _inputs(recipe: Recipe, folder: Path | None) -> Inputs:
