@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
 
 from app.errors import StorageFailed, UnknownJob
 from app.job import Job, JobState
@@ -55,7 +55,13 @@ class Store:
         with _storage_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(folder / ".lock")
-        self._database = sa.create_engine(url or f"sqlite:///{folder / 'easel.db'}")
+        try:
+            self._database = sa.create_engine(url or f"sqlite:///{folder / 'easel.db'}")
+        except (ArgumentError, ImportError) as error:  # its text may hold a password
+            raise StorageFailed(
+                f"DATABASE_URL cannot be used ({type(error).__name__}); "
+                "it looks like postgresql+psycopg://user:password@host/name."
+            ) from None
         if self._database.dialect.name == "sqlite":
             event.listen(self._database, "connect", _configure_sqlite)
         with _storage_errors():
@@ -86,15 +92,19 @@ class Store:
                     f"{self._min_free // 2**20} MB are needed (MIN_FREE_DISK). "
                     "Delete old jobs or give it more room."
                 )
-            for name, data in inputs.items():
-                self._write(job.id, name, data)
-            values = _values(job) | {"idempotency_key": key, "digest": digest}
+            if os.statvfs(self._folder).f_flag & os.ST_RDONLY:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self._folder))
             try:
+                for name, data in inputs.items():
+                    self._write(job.id, name, data)
+                values = _values(job) | {"idempotency_key": key, "digest": digest}
                 with self._database.begin() as connection:
                     connection.execute(sa.insert(_jobs).values(values))
-            except IntegrityError:
+            except BaseException as error:
                 shutil.rmtree(self._folder / job.id, ignore_errors=True)
-                raise KeyError(key) from None
+                if isinstance(error, IntegrityError):
+                    raise KeyError(key) from None
+                raise
 
     def find_key(self, owner: str, key: str) -> tuple[Job, str] | None:
         """The job that an idempotency key gave, and the digest of the body it came with."""
@@ -219,7 +229,7 @@ def _storage_errors() -> Generator[None]:
     """Whatever disk and database raise, as StorageFailed in words."""
     try:
         yield
-    except (OperationalError, DatabaseError) as error:
+    except DatabaseError as error:
         raise StorageFailed(f"The job records cannot be used: {error.orig}.") from error
     except OSError as error:
         reason = {errno.ENOSPC: "the disk is full", errno.EROFS: "the disk is read-only"}.get(
