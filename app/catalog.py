@@ -71,18 +71,24 @@ class Catalog:
 def read_family(facts: Path, models_dir: Path) -> list[Model]:
     """The models of one model.toml. What stands at its top level holds for all its
     [models.NAME]."""
-    with facts.open("rb") as file:
-        table = tomllib.load(file)
+    try:
+        table = tomllib.loads(facts.read_text())
+    except (OSError, ValueError) as error:
+        raise CatalogError(f"{facts}: {error}") from None
     shared = {key: value for key, value in table.items() if key not in _FAMILY_KEYS}
     models: list[Model] = []
-    for name, own in table.get("models", {}).items():
+    tables = table.get("models")
+    if not isinstance(tables, dict) or not all(isinstance(own, dict) for own in tables.values()):
+        raise CatalogError(f"{facts}: it describes each model in a table [models.NAME]")
+    for name, own in tables.items():
         record = _merged(shared, own)
-        bundled = record.get("weights", {}).get("path")
+        weights = record.get("weights")
+        bundled = weights.get("path") if isinstance(weights, dict) else None
         record |= {
             "name": name,
             "family": facts.parent.name,
             "folder": facts.parent,
-            "weights_dir": facts.parent / bundled if bundled else models_dir / name,
+            "weights_dir": facts.parent / str(bundled) if bundled else models_dir / name,
         }
         try:
             models.append(_MODEL.validate_python(record))

@@ -32,8 +32,11 @@ async def draw(
     pictures = open_inputs(request)
     init = pictures.get("init_image")
     recipe, warnings = model.complete(request, init_size=init.size if init else None)
-    device = (device or settings.device).upper()
-    device = device if model.supports(device) else model.devices[0]
+    if device is not None or "device" in settings.model_fields_set:
+        device = (device or settings.device).upper()
+        model.check_device(device)
+    else:
+        device = settings.device if model.supports(settings.device) else model.devices[0]
     console = Console(stderr=True)
     with (
         tempfile.TemporaryDirectory() as folder,

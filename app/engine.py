@@ -77,6 +77,8 @@ class Engine:
             window=settings.retry_window,
         )
         model = catalog.get(settings.model)
+        if "device" in settings.model_fields_set:
+            model.check_device(settings.device)
         self.serving: tuple[Model, str] = (model, self._default_device(model))
         self.readiness = Readiness(
             status="loading", detail="Starting.", model=model.name, device=self.serving[1]
@@ -309,12 +311,7 @@ class Engine:
         old one serves."""
         model = self._installed(self.catalog.get(name))
         device = device or self._device_of(model)
-        if not model.supports(device):
-            allowed = ", ".join(model.devices)
-            raise UnknownDevice(
-                f"{model.name} does not run on {device[:32]!r}; it runs on: {allowed}.",
-                field="device",
-            )
+        model.check_device(device)
         absent = await self.devices.why_absent(device)
         if absent is not None:
             raise UnknownDevice(f"{device} is not available here: {absent}.", field="device")

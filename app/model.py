@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, UnknownDevice
 from app.request import MAX_PROMPT, MAX_SEED, ImageRequest, Recipe, random_seed
 
 MAX_PADDING = 4096  # pixels around a mask
@@ -90,6 +90,15 @@ class Model:
         return device.partition(".")[0] in (*self.devices, "AUTO") and (
             device != "AUTO" or "CPU" in self.devices
         )
+
+    def check_device(self, device: str) -> None:
+        """Raises UnknownDevice, naming the right ones, when the model cannot be asked for on it."""
+        if not self.supports(device):
+            raise UnknownDevice(
+                f"{self.name} does not run on {device[:32]!r}; it runs on: "
+                f"{', '.join(self.devices)}.",
+                field="device",
+            )
 
     def complete(
         self,

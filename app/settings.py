@@ -1,5 +1,6 @@
 """Every environment variable Easel reads, once, into one frozen object. README lists them all."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -139,8 +140,18 @@ class Settings(BaseSettings):
 
     @field_validator("device")
     @classmethod
-    def _upper(cls, value: str) -> str:
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"(CPU|GPU|NPU|AXERA)(\.\d+)?|AUTO", value.upper()):
+            raise ValueError("use CPU, GPU, GPU.1, NPU, AUTO or AXERA")
         return value.upper()
+
+    @field_validator("models_path")
+    @classmethod
+    def _folders(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        for path in value:
+            if not path.is_dir():
+                raise ValueError(f"{path} is not a folder")
+        return value
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -164,16 +175,19 @@ class Settings(BaseSettings):
                 ) from None
             if empty:
                 raise ValueError(f"{name.upper()} names {path}, which is empty")
+        given = {"api_keys", "generation_auth_key"} & self.model_fields_set
+        if given and not self.keys():
+            raise ValueError(f"{' and '.join(sorted(given)).upper()}: there is no key in it")
         return self
 
     def keys(self) -> tuple[str, ...]:
         """Every API key that opens the service, from all places they may be given in."""
         keys = [key.get_secret_value() for key in self.api_keys]
         if self.generation_auth_key is not None:
-            keys.append(self.generation_auth_key.get_secret_value())
+            keys.append(self.generation_auth_key.get_secret_value().strip())
         if self.api_key_file is not None:
             keys += _secrets(self.api_key_file)
-        return tuple(dict.fromkeys(keys))
+        return tuple(dict.fromkeys(key for key in keys if key))
 
     def token(self) -> str | None:
         """The hub's token, from the variable or the file."""
