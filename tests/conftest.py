@@ -159,6 +159,30 @@ class Service:
         return code
 
 
+def easel(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """`python -m app` with its arguments and settings, run to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        cwd=HOME,
+        env={**clean_environment(), **settings},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def serve_and_fail(**settings: str) -> str:
+    """The one line that a start which cannot succeed ends with."""
+    ended = easel("serve", **{"PORT": "0", **settings})
+    assert ended.returncode == 1, ended
+    assert ended.stdout == ""
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 1, ended.stderr
+    assert lines[0].startswith("easel: ")
+    return lines[0]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -180,7 +204,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
     def start(**settings: str) -> Service:
         folder = tmp_path / f"service-{len(services)}"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # a test may have put a small disk there
         services.append(Service(folder, settings))
         return services[-1]
 
@@ -199,10 +223,21 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     shared.stop()
 
 
+@pytest.fixture(scope="session")
+def doubles() -> str:
+    """MODELS_PATH of the families that break on request."""
+    return str(DOUBLES)
+
+
 @pytest.fixture(scope="module")
 def brittle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose model does what a prompt says: tests/doubles/brittle. One per module."""
-    settings = {"MODEL": "brittle", "MODELS_PATH": str(DOUBLES), "CANCEL_TIMEOUT": "0.5"}
+    settings = {
+        "MODEL": "brittle",
+        "MODELS_PATH": str(DOUBLES),
+        "CANCEL_TIMEOUT": "0.5",
+        "GRACE": "0",
+    }
     shared = Service(tmp_path_factory.mktemp("brittle"), settings).ready()
     yield shared
     shared.stop()

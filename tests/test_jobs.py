@@ -3,9 +3,7 @@
 import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from pathlib import Path
 
-DOUBLES = str(Path(__file__).resolve().parent / "doubles")
 PROMPT = "a red circle on a blue background"
 RECIPE_KEYS = {
     "prompt",
@@ -147,8 +145,8 @@ def test_a_running_job_tells_how_long_it_will_take(brittle):
     brittle.client.delete(f"/jobs/{job['id']}")
 
 
-def test_a_full_queue_is_429_and_says_when_to_come_back(start):
-    service = start(MODEL="brittle", MODELS_PATH=DOUBLES, GRACE="0", QUEUE_LIMIT="2").ready()
+def test_a_full_queue_is_429_and_says_when_to_come_back(start, doubles):
+    service = start(MODEL="brittle", MODELS_PATH=doubles, GRACE="0", QUEUE_LIMIT="2").ready()
     service.running(service.submit("slow", steps=5000))
     keyed = {"json": {"prompt": "well"}, "headers": {"Idempotency-Key": "k"}}
     kept = service.client.post("/jobs", **keyed).json()["id"]
@@ -164,8 +162,8 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(start):
     assert service.client.post("/jobs", json={"prompt": "well"}).status_code == 202
 
 
-def test_many_at_once_fill_the_queue_exactly(start):
-    service = start(MODEL="brittle", MODELS_PATH=DOUBLES, GRACE="0", QUEUE_LIMIT="5").ready()
+def test_many_at_once_fill_the_queue_exactly(start, doubles):
+    service = start(MODEL="brittle", MODELS_PATH=doubles, GRACE="0", QUEUE_LIMIT="5").ready()
     service.running(service.submit("slow", steps=5000))
     with ThreadPoolExecutor(8) as threads:
         answers = list(
