@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import DeviceUnavailable, GenerationFailed, LoadFailed
+from app.errors import GenerationFailed, LoadFailed
 
 CARD_PROVIDER = "AXCLRTExecutionProvider"  # M.2 cards; the other one is the board's own NPU
 PCI_DEVICES = Path("/sys/bus/pci/devices")
@@ -44,16 +44,16 @@ class Session(Protocol):
 
 
 def runtime() -> Any:
-    """The axengine module; raises DeviceUnavailable that says what is missing."""
+    """The axengine module; raises LoadFailed that says what is missing."""
     try:
         return importlib.import_module("axengine")
     except ModuleNotFoundError as error:
-        raise DeviceUnavailable(
+        raise LoadFailed(
             f"The Python package {error.name} is not installed. axengine is on no package index: "
             "download its wheel and run AXENGINE_WHEEL=<path or address> axera/setup.sh."
         ) from error
     except (ImportError, *_DRIVER_ERRORS) as error:
-        raise DeviceUnavailable(
+        raise LoadFailed(
             "Axera's driver is missing: neither libaxcl_rt (M.2 card) nor libax_engine (board) is "
             f"found. Install it as docs/axera.md says. axengine: {_words(error)}"
         ) from error
@@ -63,7 +63,7 @@ def card_index(device: str) -> int:
     """Which card AXERA, AXERA.0, AXERA.1, ... means."""
     name, _, index = device.partition(".")
     if name != "AXERA" or not (index or "0").isdecimal():
-        raise DeviceUnavailable(f"{device} is no Axera device; those are AXERA, AXERA.0, AXERA.1.")
+        raise LoadFailed(f"{device} is no Axera device; those are AXERA, AXERA.0, AXERA.1.")
     return int(index or 0)
 
 
@@ -71,7 +71,7 @@ _held: dict[int, int] = {}  # card -> the file descriptor of its lock
 
 
 def hold_card(device: str, *, patience: float = 20.0) -> None:
-    """Keeps the card for this process until it ends; raises DeviceUnavailable when another has it.
+    """Keeps the card for this process until it ends; raises LoadFailed when another has it.
 
     More pipelines on a card bring no throughput, and at the fourth the driver fails for all. A
     process that is just ending gets `patience` seconds.
@@ -91,7 +91,7 @@ def hold_card(device: str, *, patience: float = 20.0) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 os.close(lock)
-                raise DeviceUnavailable(
+                raise LoadFailed(
                     f"Another process already runs a pipeline on {device}; one is all a card "
                     f"takes. Stop it, or use another card. (The lock is {path}.)"
                 ) from None
@@ -114,11 +114,11 @@ class Graph:
     """
 
     def __init__(self, part: str, path: Path, device: str) -> None:
-        """`part` is its name in messages; raises DeviceUnavailable or LoadFailed."""
+        """`part` is its name in messages; raises LoadFailed."""
         axengine = runtime()
         card = card_index(device)
         if card and axengine.get_available_providers()[0] != CARD_PROVIDER:
-            raise DeviceUnavailable(f"There is no {device}: the board's own NPU is AXERA.")
+            raise LoadFailed(f"There is no {device}: the board's own NPU is AXERA.")
         self.part = part
         try:
             self._session: Session = axengine.InferenceSession(
@@ -171,7 +171,7 @@ def devices(pci: Path = PCI_DEVICES) -> list[dict[str, Any]]:
     names = [f"AXERA.{n}" for n in range(len(cards))] if len(cards) > 1 else ["AXERA"]
     try:
         on_card = runtime().get_available_providers()[0] == CARD_PROVIDER
-    except DeviceUnavailable as error:
+    except LoadFailed as error:
         return [_device(name, "Axera NPU", error.detail) for name in names]
     if not on_card:
         return [_device("AXERA", "Axera NPU of the board")]

@@ -22,7 +22,9 @@ class ClipTokenizer:
         try:
             self._tokenizer = _tokenizer(folder)
             ids = [self._tokenizer.token_to_id(token) for token in (_START, _END, _padding(folder))]
-        except Exception as error:  # the library raises plain Exception on files it cannot read
+        except (
+            Exception
+        ) as error:  # the tokenizers library raises plain Exception on files it cannot read
             raise LoadFailed(f"The tokenizer in {folder} cannot be read: {error}") from error
         if None in ids:
             raise LoadFailed(
@@ -60,7 +62,8 @@ def _tokenizer(folder: Path) -> Any:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (_START, _END)])
+    known = [token for token in (_START, _END) if tokenizer.token_to_id(token) is not None]
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in known])
     return tokenizer
 
 

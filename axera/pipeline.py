@@ -52,9 +52,9 @@ OPTIONAL = ("VAE_ENCODER_MODEL", "TIME_INPUT_IMG2IMG")  # the portrait set has n
 def load(weights: Path, device: str, options: LoadOptions) -> "LcmPipeline":
     """Opens the graphs in `weights` on AXERA or AXERA.n.
 
-    `options.extra` may name other places for the files, by the keys of FILES. Raises
-    DeviceUnavailable where axengine, the driver or the card is missing, LoadFailed for files that
-    are missing or not what this loop drives.
+    `options.extra` may name other places for the files, by the keys of FILES. Raises LoadFailed
+    where axengine, the driver or the card is missing, and for files that are missing or not what
+    this loop drives.
     """
     files = {
         key: Path(options.extra[key]) if options.extra.get(key) else weights / name

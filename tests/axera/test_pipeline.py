@@ -1,4 +1,4 @@
-"""The Axera adapter over the axengine double: pictures, steps, cancel, and every way it can go wrong."""
+"""The Axera adapter over the axengine double: pictures, steps, cancel, and what can go wrong."""
 
 import shutil
 from collections.abc import Callable
@@ -58,11 +58,39 @@ def test_a_picture_depends_on_seed_and_prompt_and_nothing_else(pipeline: Pipelin
 
 
 def test_the_picture_of_a_seed_stays(pipeline: Pipeline) -> None:
-    # Changes when the noise, the schedule or the loop does: then every user's seeds lose their pictures.
-    assert draw(pipeline, seed=7)[::128, ::128].reshape(-1)[:12].tolist() == PICTURE_7
+    """Should it change, with the noise or the loop, then every seed has lost its picture."""
+    corner = draw(pipeline, seed=7)[:64:16, :64:32].reshape(-1)
+    assert np.abs(corner.astype(int) - PICTURE_7).max() <= 1  # processors round differently
 
 
-PICTURE_7: list[int] = []
+PICTURE_7 = np.array(
+    [
+        66,
+        187,
+        255,
+        160,
+        64,
+        255,
+        26,
+        221,
+        222,
+        23,
+        255,
+        96,
+        0,
+        129,
+        255,
+        61,
+        67,
+        255,
+        162,
+        49,
+        255,
+        123,
+        76,
+        255,
+    ]
+)
 
 
 def test_every_step_is_told_with_a_preview(pipeline: Pipeline) -> None:
@@ -80,14 +108,26 @@ def test_every_step_is_told_with_a_preview(pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize(
     ("strength", "steps"),
-    [(0.01, 1), (0.35, 1), (0.36, 2), (0.6, 2), (0.61, 3), (0.85, 3), (0.86, 4), (1.0, 4), (None, 4)],
+    [
+        (0.01, 1),
+        (0.35, 1),
+        (0.36, 2),
+        (0.6, 2),
+        (0.61, 3),
+        (0.85, 3),
+        (0.86, 4),
+        (1.0, 4),
+        (None, 4),
+    ],
 )
 def test_strength_says_how_many_steps_an_image_to_image_run_takes(
     pipeline: Pipeline, strength: float | None, steps: int
 ) -> None:
     told: list[int] = []
     image = Inputs(init_image=np.full((512, 512, 3), 200, np.uint8))
-    pipeline.generate(recipe(strength=strength), 1, image, lambda n, of, preview=None: told.append(of))
+    pipeline.generate(
+        recipe(strength=strength), 1, image, lambda n, of, preview=None: told.append(of)
+    )
     assert told == [steps] * steps
 
 
@@ -95,7 +135,8 @@ def test_an_image_to_image_run_starts_from_the_picture(pipeline: Pipeline) -> No
     images = np.zeros((2, 512, 512, 3), np.uint8)
     images[1, :, 256:] = 255
     plain, split = (
-        draw(pipeline, inputs=Inputs(init_image=image), strength=0.3).astype(int) for image in images
+        draw(pipeline, inputs=Inputs(init_image=image), strength=0.3).astype(int)
+        for image in images
     )
     change = np.abs(plain - split)
     assert change[:, :256].max() == 0, "what is the same on the left stays the same"
@@ -188,7 +229,7 @@ def test_a_missing_file_is_named(tiny_set: Path, tmp_path: Path, name: str) -> N
 
 
 def test_a_place_that_was_named_must_exist(tiny_set: Path) -> None:
-    with pytest.raises(LoadFailed, match="nowhere is missing.*VAE_ENCODER_MODEL"):
+    with pytest.raises(LoadFailed, match=r"nowhere is missing.*VAE_ENCODER_MODEL"):
         load(tiny_set, VAE_ENCODER_MODEL="nowhere")
 
 

@@ -1,8 +1,8 @@
 """A test double of axengine, Axera's NPU runtime: the same interface, run by onnxruntime.
 
 A file named *.axmodel is an ONNX graph here. The double is as strict as the runtime where a program
-could go wrong unnoticed (names, shapes, dtypes, memory order, one run at a time), and fails with its
-words. What is plugged in, and what goes wrong, is said by the environment:
+could go wrong unnoticed (names, shapes, dtypes, memory order, one run at a time), and it fails with
+the same words. What is plugged in, and what goes wrong, is said by the environment:
 
 AXENGINE_DOUBLE         board (the default), card, cards (two of them), no-card, no-driver
 AXENGINE_DOUBLE_FAULTS  a file that is looked at before each run. While it exists, its line

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import axengine
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+
+import axengine
 
 _DTYPES = {
     "tensor(float)": np.float32,
