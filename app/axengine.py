@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from app.device import Device
 from app.errors import GenerationFailed, LoadFailed
 
 CARD_PROVIDER = "AXCLRTExecutionProvider"  # M.2 cards; the other one is the board's own NPU
@@ -70,7 +71,7 @@ def card_index(device: str) -> int:
 _held: dict[int, int] = {}  # card -> the file descriptor of its lock
 
 
-def hold_card(device: str, *, patience: float = 20.0) -> None:
+def hold_card(device: str, *, patience: float = 10.0) -> None:
     """Keeps the card for this process until it ends; raises LoadFailed when another has it.
 
     More pipelines on a card bring no throughput, and at the fourth the driver fails for all. A
@@ -102,9 +103,11 @@ def hold_card(device: str, *, patience: float = 20.0) -> None:
 
 
 def _lock_folder() -> Path:
-    """One folder for all services of the machine; /tmp may be private to each."""
-    shared = Path("/run/lock")
-    return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+    """One folder for all services of the machine, unless TMPDIR keeps them apart."""
+    own, shared = os.environ.get("TMPDIR"), Path("/run/lock")
+    if own is None and os.access(shared, os.W_OK):
+        return shared
+    return Path(tempfile.gettempdir())
 
 
 class Graph:
@@ -158,8 +161,8 @@ class Graph:
         return answer.astype(np.float32, copy=False)
 
 
-def devices(pci: Path = PCI_DEVICES) -> list[dict[str, Any]]:
-    """The Axera devices of this machine as GET /devices lists them; for a child process.
+def devices(pci: Path = PCI_DEVICES) -> list[Device]:
+    """The Axera devices of this machine; for a child process.
 
     Cards are counted on the PCI bus, for asking the driver would disturb a pipeline that runs.
     """
@@ -182,14 +185,9 @@ def devices(pci: Path = PCI_DEVICES) -> list[dict[str, Any]]:
     return [_device(name, f"Axera AX650N at {address}") for name, address in found]
 
 
-def _device(name: str, full_name: str, reason: str | None = None) -> dict[str, Any]:
-    return {
-        "name": name,
-        "full_name": full_name,
-        "kind": "NPU",
-        "available": reason is None,
-        "reason": reason,
-    }
+def _device(name: str, full_name: str, reason: str | None = None) -> Device:
+    available = reason is None
+    return Device(name=name, full_name=full_name, kind="AXERA", available=available, reason=reason)
 
 
 def _words(error: Exception) -> str:
