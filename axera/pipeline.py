@@ -37,9 +37,8 @@ LATENT_TO_RGB: Floats = np.array(
     ],
     dtype=np.float32,
 )
-# Where each file lies in the weights folder, by the variable that may name another place.
+# Where these files lie in the weights folder, by the variable that may name another place.
 FILES = {
-    "TEXT_MODEL_DIR": "",
     "UNET_MODEL": "unet.axmodel",
     "VAE_DECODER_MODEL": "vae_decoder.axmodel",
     "VAE_ENCODER_MODEL": "vae_encoder.axmodel",
@@ -60,7 +59,7 @@ def load(weights: Path, device: str, options: LoadOptions) -> "LcmPipeline":
         key: Path(options.extra[key]) if options.extra.get(key) else weights / name
         for key, name in FILES.items()
     }
-    text = files["TEXT_MODEL_DIR"] / "text_encoder" / "sd15_text_encoder_sim.axmodel"
+    text = weights / "text_encoder" / "sd15_text_encoder_sim.axmodel"
     for key, path in (*files.items(), ("TEXT_MODEL_DIR", text)):
         # A place somebody named must be there; the model's own folder may lack what is optional.
         if not path.exists() and (key not in OPTIONAL or options.extra.get(key)):
@@ -68,7 +67,7 @@ def load(weights: Path, device: str, options: LoadOptions) -> "LcmPipeline":
     encoder = files["VAE_ENCODER_MODEL"]
     hold_card(device)
     return LcmPipeline(
-        tokenizer=ClipTokenizer(files["TEXT_MODEL_DIR"] / "tokenizer"),
+        tokenizer=ClipTokenizer(weights / "tokenizer"),
         embeddings=_embeddings(files["TIME_INPUT_TXT2IMG"], files["TIME_INPUT_IMG2IMG"]),
         text_encoder=Graph("text encoder", text, device),
         unet=Graph("UNet", files["UNET_MODEL"], device),

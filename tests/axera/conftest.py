@@ -14,12 +14,14 @@ TIME_INPUT = "/down_blocks.0/resnets.0/act_1/Mul_output_0"
 
 
 @pytest.fixture(autouse=True, scope="module")
-def double() -> Iterator[None]:
-    """`import axengine` finds the double, here and in worker processes."""
+def double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """`import axengine` finds the double, here and in worker processes; nobody else's test run
+    holds its card."""
     pytest.importorskip("onnxruntime", reason="the axengine double runs graphs by onnxruntime")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(DOUBLES)
         patch.setenv("PYTHONPATH", str(DOUBLES))
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("locks")))
         yield
 
 

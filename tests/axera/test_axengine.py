@@ -39,9 +39,9 @@ def test_without_axengine_the_reason_says_how_to_install_it(
 ) -> None:
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "doubles" not in entry])
     (device,) = axengine.devices(pci(tmp_path))
-    assert device["name"] == "AXERA" and not device["available"]
-    assert "package axengine is not installed" in device["reason"]
-    assert "axera/setup.sh" in device["reason"]
+    assert device.name == "AXERA" and not device.available
+    assert "package axengine is not installed" in device.reason
+    assert "axera/setup.sh" in device.reason
 
 
 def test_without_the_driver_the_reason_says_so(
@@ -49,28 +49,28 @@ def test_without_the_driver_the_reason_says_so(
 ) -> None:
     plug(monkeypatch, "no-driver")
     (device,) = axengine.devices(pci(tmp_path, "0001:01:00.0"))
-    assert not device["available"]
-    assert "driver is missing" in device["reason"] and "libaxcl_rt" in device["reason"]
+    assert not device.available
+    assert "driver is missing" in device.reason and "libaxcl_rt" in device.reason
     with pytest.raises(LoadFailed, match="No providers found"):
         Graph("UNet", tmp_path / "unet.axmodel", "AXERA")
 
 
 def test_a_board_is_one_device(tmp_path: Path) -> None:
     (device,) = axengine.devices(pci(tmp_path))
-    assert (device["name"], device["kind"], device["available"]) == ("AXERA", "NPU", True)
+    assert (device.name, device.kind, device.available) == ("AXERA", "AXERA", True)
 
 
 def test_cards_are_counted_on_the_bus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plug(monkeypatch, "cards")
     first, second = axengine.devices(pci(tmp_path, "0001:01:00.0", "0002:01:00.0"))
-    assert (first["name"], second["name"]) == ("AXERA.0", "AXERA.1")
-    assert first["available"] and "0001:01:00.0" in first["full_name"]
+    assert (first.name, second.name) == ("AXERA.0", "AXERA.1")
+    assert first.available and "0001:01:00.0" in first.full_name
 
 
 def test_a_driver_without_a_card_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plug(monkeypatch, "no-card")
     (device,) = axengine.devices(pci(tmp_path))
-    assert not device["available"] and "no Axera card is on the PCI bus" in device["reason"]
+    assert not device.available and "no Axera card is on the PCI bus" in device.reason
 
 
 def test_a_graph_opens_on_the_card_that_was_asked_for(
