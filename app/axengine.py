@@ -4,6 +4,7 @@ axengine is on no package index and cannot even be imported without the driver's
 imported where it is needed, and every failure says what to install.
 """
 
+import ctypes.util
 import fcntl
 import importlib
 import os
@@ -46,6 +47,7 @@ class Session(Protocol):
 
 def runtime() -> Any:
     """The axengine module; raises LoadFailed that says what is missing."""
+    ctypes.util.find_library = _find_library
     try:
         return importlib.import_module("axengine")
     except ModuleNotFoundError as error:
@@ -58,6 +60,22 @@ def runtime() -> Any:
             "Axera's driver is missing: neither libaxcl_rt (M.2 card) nor libax_engine (board) is "
             f"found. Install it as docs/axera.md says. axengine: {_words(error)}"
         ) from error
+
+
+_find_by_system = ctypes.util.find_library
+
+
+def _find_library(name: str) -> str | None:
+    """Where a shared library is, as axengine asks for the driver's.
+
+    Python asks the loader's cache and a linker. A slim image has no linker, and a driver that was
+    mounted into it is in no cache: what the loader itself would find is looked for first.
+    """
+    for folder in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")):
+        path = Path(folder) / f"lib{name}.so"
+        if path.exists():
+            return str(path)
+    return _find_by_system(name)
 
 
 def card_index(device: str) -> int:

@@ -1,5 +1,6 @@
 """app.axengine: with the driver and without, with cards and boards, and what arrives in the NPU."""
 
+import ctypes.util
 import multiprocessing
 import sys
 from pathlib import Path
@@ -53,6 +54,16 @@ def test_without_the_driver_the_reason_says_so(
     assert "driver is missing" in device.reason and "libaxcl_rt" in device.reason
     with pytest.raises(LoadFailed, match="No providers found"):
         Graph("UNet", tmp_path / "unet.axmodel", "AXERA")
+
+
+def test_a_mounted_driver_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In an image without a linker, where Python's own search finds nothing."""
+    (tmp_path / "libaxcl_rt.so").touch()
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere::{tmp_path}")
+    axengine.runtime()
+    assert ctypes.util.find_library("axcl_rt") == str(tmp_path / "libaxcl_rt.so")
+    assert ctypes.util.find_library("ax_engine") is None
+    assert ctypes.util.find_library("c") is not None
 
 
 def test_a_board_is_one_device(tmp_path: Path) -> None:
