@@ -147,8 +147,15 @@ def models() -> None:
 @app.command()
 def devices(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    check: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="Try this one out with what is installed for it."),
+    ] = None,
 ) -> None:
     """List the devices of this machine, and why one is not available."""
+    if check is not None:
+        asyncio.run(_check(check.upper()))
+        return
     from dataclasses import asdict
 
     from rich.console import Console
@@ -166,6 +173,22 @@ def devices(
             device.name, device.full_name, "yes" if device.available else f"no: {device.reason}"
         )
     Console().print(table)
+
+
+async def _check(device: str) -> None:
+    """Tells what is found, line by line; exit code 1 where something does not go well."""
+    from rich.console import Console
+
+    from app.check import check
+
+    settings = _settings()
+    console, well = Console(), True
+    async for finding in check(settings, _catalog(settings), device):
+        mark = "[green]ok[/green]    " if finding.well else "[red]FAILED[/red]"
+        console.print(f"{mark} {finding.what}: {finding.detail}", highlight=False, soft_wrap=True)
+        well &= finding.well
+    if not well:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

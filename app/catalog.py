@@ -4,6 +4,7 @@ pydantic checks what people write into model.toml: unknown keys, missing keys an
 errors.
 """
 
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -83,12 +84,20 @@ def read_family(facts: Path, models_dir: Path) -> list[Model]:
     for name, own in tables.items():
         record = _merged(shared, own)
         weights = record.get("weights")
-        bundled = weights.get("path") if isinstance(weights, dict) else None
+        weights = weights if isinstance(weights, dict) else {}
+        bundled = weights.get("path")
+        elsewhere = _named_by(str(weights.get("variable", "")))
         record |= {
             "name": name,
             "family": facts.parent.name,
             "folder": facts.parent,
-            "weights_dir": facts.parent / str(bundled) if bundled else models_dir / name,
+            "weights_dir": elsewhere
+            or (facts.parent / str(bundled) if bundled else models_dir / name),
+            "places": {
+                variable: place
+                for variable in record.get("places", ())
+                if (place := _named_by(variable)) is not None
+            },
         }
         try:
             models.append(_MODEL.validate_python(record))
@@ -97,6 +106,12 @@ def read_family(facts: Path, models_dir: Path) -> list[Model]:
             key = ".".join(str(part) for part in first["loc"])
             raise CatalogError(f"{facts}: models.{name}: {key}: {first['msg']}") from None
     return models
+
+
+def _named_by(variable: str) -> Path | None:
+    """The file or folder that an environment variable names, if it is set."""
+    place = os.environ.get(variable)
+    return Path(place).resolve() if place else None
 
 
 def _merged(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -47,9 +47,10 @@ class Devices:
         if name == "CPU":
             return None
         devices = await self.list()
-        named = name if any(device.name == name for device in devices) else name.removesuffix(".0")
+        first = name.removesuffix(".0")  # GPU and GPU.0 are the same device
+        names = {first, f"{first}.0"} if first.isalpha() else {name}
         for device in devices:
-            if device.name == named:
+            if device.name in names:
                 return device.reason if not device.available else None
         return (
             f"this machine has {', '.join(device.name for device in devices if device.available)}"

@@ -3,14 +3,13 @@
 python -m app.device_probe       prints them as JSON
 """
 
-import importlib
-import importlib.util
 import json
 from dataclasses import asdict
 from typing import Any
 
 import openvino
 
+from app import axengine
 from app.device import Device
 
 
@@ -36,7 +35,7 @@ def probe() -> list[Device]:
             )
     automatic = "the best of the devices above, chosen by OpenVINO"
     devices.append(Device(name="AUTO", full_name=automatic, kind="AUTO", available=bool(found)))
-    return [*devices, _axera()]
+    return [*devices, *axengine.devices()]
 
 
 def _openvino_reason(core: Any, kind: str) -> str:
@@ -46,20 +45,6 @@ def _openvino_reason(core: Any, kind: str) -> str:
         if "libOpenCL" in str(error):
             return "its driver is not installed (libOpenCL.so.1 is missing)"
     return "OpenVINO finds none, or its driver is not installed"
-
-
-def _axera() -> Device:
-    reason = None
-    if importlib.util.find_spec("axengine") is None:
-        reason = "axengine is not installed; axera/setup.sh installs it"
-    else:
-        try:
-            importlib.import_module("axengine")
-        except ImportError as error:
-            reason = f"axengine cannot be used: {error}"
-    return Device(
-        name="AXERA", full_name="Axera NPU", kind="AXERA", available=reason is None, reason=reason
-    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The only place where defaults are filled in and limits are checked. Names no mod
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +24,9 @@ class Weights:
     repository: str | None = None  # the original checkpoint, to be converted
     revision: str | None = None
     openvino: dict[str, str] | None = None  # weight format -> pre-converted repository
+    folder: str | None = None  # inside the repository
+    files: tuple[str, ...] = ()  # patterns of what is taken from it as it is, without a conversion
+    variable: str | None = None  # an environment variable that names another folder for the weights
     format: str = "int8"  # the weight format to install by default: fp16, int8 or int4
     gated: bool = False  # a licence has to be accepted on the hub first
     bytes: int = 0  # roughly what the installed files take
@@ -52,7 +55,9 @@ class Limits:
     negative_prompt: bool = True
     image_to_image: bool = True
     inpainting: bool = True
+    any_strength: bool = False  # however small: at least one step is run
     memory: int = 0  # bytes a loaded pipeline takes, roughly
+    alone: bool = False  # its device takes no second pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,7 @@ class Model:
     weights_dir: Path
     aliases: tuple[str, ...] = ()
     samplers: tuple[str, ...] = ()
+    places: dict[str, Path] = field(default_factory=dict[str, Path])  # of files that lie elsewhere
 
     @property
     def installed(self) -> bool:
@@ -218,8 +224,8 @@ class Model:
         if not self.limits.image_to_image:
             raise InvalidRequest(f"{self.name} cannot start from a picture.", field="init_image")
         strength = check.within("strength", request.strength, self.defaults.strength, (0.01, 1.0))
-        # The sampler runs floor(steps * strength) steps; none at all kills the runtime.
-        if math.floor(steps * strength) < 1:
+        # Most samplers run floor(steps * strength) steps; none at all kills the runtime.
+        if math.floor(steps * strength) < 1 and not self.limits.any_strength:
             least = math.ceil(100 / steps) / 100
             check.refuse(
                 f"strength {strength:g} of {steps} steps leaves no step to run; "

@@ -16,7 +16,8 @@ Key = tuple[str, str]  # model name, device
 
 
 class Pool:
-    """At most one worker per model and device, and no more of them than the machine is good for."""
+    """At most one worker per model and device, per device where a model wants it alone, and no more
+    of them than the machine is good for."""
 
     def __init__(self, options: WorkerOptions, machine: Machine) -> None:
         self._options = options
@@ -47,13 +48,13 @@ class Pool:
             try:
                 log.info("loading", extra={"model": model.name, "device": device})
                 worker = await Worker.start(model, device, self._options)
+                self._workers[key] = worker
             finally:
                 del self._loading[key]
                 await self.freed()
             log.info(
                 "loaded", extra={"model": model.name, "device": device, "ms": round(worker.load_ms)}
             )
-            self._workers[key] = worker
             await self._trim(keep=key)
             return worker
 
@@ -101,8 +102,9 @@ class Pool:
                 f"the budget is {_mb(self._budget)} MB (MEMORY_BUDGET)."
             )
         async with self._room:
-            while self._used() + model.memory > self._budget:
-                idle = [worker for worker in self._workers.items() if not worker[1].busy]
+            while in_the_way := self._in_the_way(key, model):
+                idle = [item for item in self._workers.items() if item[0] in in_the_way]
+                idle = [item for item in idle if not item[1].busy]
                 if idle:
                     victim, worker = min(idle, key=lambda item: item[1].last_used)
                     log.info(
@@ -116,6 +118,19 @@ class Pool:
                     finally:
                         self.crowded -= 1
             self._loading[key] = model
+
+    def _in_the_way(self, key: Key, model: Model) -> set[Key]:
+        """Whose end would make room: all others where memory is short, or those on the device."""
+        if self._used() + model.memory > self._budget:
+            return self._workers.keys() | self._loading.keys()
+        loaded = {key: worker.model for key, worker in self._workers.items() if _alive(worker)}
+        return {
+            other
+            for other, neighbour in (loaded | self._loading).items()
+            if other != key
+            and (model.limits.alone or neighbour.limits.alone)
+            and _same_device(other[1], key[1])
+        }
 
     def _used(self) -> int:
         loaded = sum(worker.memory() for worker in self._workers.values() if _alive(worker))
@@ -135,6 +150,10 @@ class Pool:
 
 def _alive(worker: Worker) -> bool:
     return not worker.dead.is_set()
+
+
+def _same_device(one: str, other: str) -> bool:
+    return one.removesuffix(".0") == other.removesuffix(".0")
 
 
 def _mb(size: int) -> int:

@@ -33,7 +33,9 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="the address to listen on")
     port: int = Field(default=8100, ge=0, le=65535, description="the port to listen on")
     data_dir: Path = Field(
-        default=Path("data"), description="jobs, pictures, weights, compiled models"
+        default=Path("data"),
+        validation_alias=AliasChoices("DATA_DIR", "OUTPUT_DIR"),
+        description="jobs, pictures, weights, compiled models",
     )
     models_path: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(), description="more folders that hold family folders, separated by `:`"

@@ -1,0 +1,213 @@
+"""Axera's NPU runtime: opens compiled graphs and lists the devices. Knows no model.
+
+axengine is on no package index and cannot even be imported without the driver's library, so it is
+imported where it is needed, and every failure says what to install.
+"""
+
+import ctypes.util
+import fcntl
+import importlib
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.device import Device
+from app.errors import GenerationFailed, LoadFailed
+
+CARD_PROVIDER = "AXCLRTExecutionProvider"  # M.2 cards; the other one is the board's own NPU
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+_PCI_ID = ["0x1f4b", "0x0650"]  # vendor and device of an AX650N
+# What axengine raises when a driver call fails or an array does not fit.
+_DRIVER_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, OSError)
+
+
+class Node(Protocol):
+    """An input or output of a graph, as axengine describes it."""
+
+    name: str
+    shape: Sequence[int]
+    dtype: Any
+
+
+class Session(Protocol):
+    """axengine.InferenceSession, as far as it is used here."""
+
+    def get_inputs(self) -> Sequence[Node]: ...
+    def get_outputs(self) -> Sequence[Node]: ...
+    def run(
+        self, output_names: None, input_feed: Mapping[str, NDArray[Any]]
+    ) -> Sequence[NDArray[Any]]: ...
+
+
+def runtime() -> Any:
+    """The axengine module; raises LoadFailed that says what is missing."""
+    ctypes.util.find_library = _find_library
+    try:
+        return importlib.import_module("axengine")
+    except ModuleNotFoundError as error:
+        raise LoadFailed(
+            f"The Python package {error.name} is not installed. axengine is on no package index: "
+            "download its wheel and run AXENGINE_WHEEL=<path or address> axera/setup.sh."
+        ) from error
+    except (ImportError, *_DRIVER_ERRORS) as error:
+        raise LoadFailed(
+            "Axera's driver is missing: neither libaxcl_rt (M.2 card) nor libax_engine (board) is "
+            f"found. Install it as docs/axera.md says. axengine: {_words(error)}"
+        ) from error
+
+
+_find_by_system = ctypes.util.find_library
+
+
+def _find_library(name: str) -> str | None:
+    """Where a shared library is, as axengine asks for the driver's.
+
+    Python asks the loader's cache and a linker. A slim image has no linker, and a driver that was
+    mounted into it is in no cache: what the loader itself would find is looked for first.
+    """
+    for folder in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")):
+        path = Path(folder) / f"lib{name}.so"
+        if path.exists():
+            return str(path)
+    return _find_by_system(name)
+
+
+def card_index(device: str) -> int:
+    """Which card AXERA, AXERA.0, AXERA.1, ... means."""
+    name, _, index = device.partition(".")
+    if name != "AXERA" or not (index or "0").isdecimal():
+        raise LoadFailed(f"{device} is no Axera device; those are AXERA, AXERA.0, AXERA.1.")
+    return int(index or 0)
+
+
+_held: dict[int, int] = {}  # card -> the file descriptor of its lock
+
+
+def hold_card(device: str, *, patience: float = 10.0) -> None:
+    """Keeps the card for this process until it ends; raises LoadFailed when another has it.
+
+    More pipelines on a card bring no throughput, and at the fourth the driver fails for all. A
+    process that is just ending gets `patience` seconds.
+    """
+    card = card_index(device)
+    if card in _held:
+        return
+    path = _lock_folder() / f"easel-axera-{card}.lock"
+    try:
+        lock = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        lock = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(lock)
+                raise LoadFailed(
+                    f"Another process already runs a pipeline on {device}; one is all a card "
+                    f"takes. Stop it, or use another card. (The lock is {path}.)"
+                ) from None
+            time.sleep(0.2)
+        else:
+            _held[card] = lock
+            return
+
+
+def _lock_folder() -> Path:
+    """One folder for all services of the machine, unless TMPDIR keeps them apart."""
+    own, shared = os.environ.get("TMPDIR"), Path("/run/lock")
+    if own is None and os.access(shared, os.W_OK):
+        return shared
+    return Path(tempfile.gettempdir())
+
+
+class Graph:
+    """One compiled graph on the NPU: called with arrays by name, it answers its first output.
+
+    It has one set of buffers, so it makes one run at a time.
+    """
+
+    def __init__(self, part: str, path: Path, device: str) -> None:
+        """`part` is its name in messages; raises LoadFailed."""
+        axengine = runtime()
+        card = card_index(device)
+        if card and axengine.get_available_providers()[0] != CARD_PROVIDER:
+            raise LoadFailed(f"There is no {device}: the board's own NPU is AXERA.")
+        self.part = part
+        try:
+            self._session: Session = axengine.InferenceSession(
+                str(path), provider_options=[{"device_id": card}]
+            )
+        except (ImportError, *_DRIVER_ERRORS) as error:
+            raise LoadFailed(
+                f"The {part} ({path.name}) cannot be opened on {device}: {_words(error)} "
+                "Check the card (`axcl-smi`) and that no other service uses it."
+            ) from error
+        nodes = self._session.get_inputs()
+        self._dtypes = {node.name: np.dtype(node.dtype) for node in nodes}
+        self.inputs = {node.name: tuple(node.shape) for node in nodes}
+        self.output = tuple(self._session.get_outputs()[0].shape)
+
+    @property
+    def input(self) -> str:
+        """The name of the first input; for graphs with one, which exports name differently."""
+        return next(iter(self.inputs))
+
+    def __call__(self, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """One run; raises GenerationFailed where it fails, or the answer holds NaN or infinity."""
+        # The runtime copies memory as it lies: what is not C-contiguous would arrive scrambled.
+        arrays = {
+            name: np.ascontiguousarray(array, dtype=self._dtypes.get(name))
+            for name, array in feed.items()
+        }
+        try:
+            answer = self._session.run(None, arrays)[0]
+        except _DRIVER_ERRORS as error:
+            raise GenerationFailed(f"The {self.part} failed on the NPU: {_words(error)}") from error
+        if not np.isfinite(answer).all():
+            raise GenerationFailed(
+                f"The {self.part} answered with values that are no numbers (NaN). Load the model "
+                "anew; if it stays, run `python -m app devices --check AXERA`."
+            )
+        return answer.astype(np.float32, copy=False)
+
+
+def devices(pci: Path = PCI_DEVICES) -> list[Device]:
+    """The Axera devices of this machine; for a child process.
+
+    Cards are counted on the PCI bus, for asking the driver would disturb a pipeline that runs.
+    """
+    cards = [
+        address.name
+        for address in sorted(pci.glob("*"))
+        if [(address / key).read_text().strip() for key in ("vendor", "device")] == _PCI_ID
+    ]
+    names = [f"AXERA.{n}" for n in range(len(cards))] if len(cards) > 1 else ["AXERA"]
+    try:
+        on_card = runtime().get_available_providers()[0] == CARD_PROVIDER
+    except LoadFailed as error:
+        return [_device(name, "Axera NPU", error.detail) for name in names]
+    if not on_card:
+        return [_device("AXERA", "Axera NPU of the board")]
+    if not cards:
+        reason = "The driver is installed, but no Axera card is on the PCI bus. See docs/axera.md."
+        return [_device("AXERA", "Axera NPU", reason)]
+    found = zip(names, cards, strict=True)
+    return [_device(name, f"Axera AX650N at {address}") for name, address in found]
+
+
+def _device(name: str, full_name: str, reason: str | None = None) -> Device:
+    available = reason is None
+    return Device(name=name, full_name=full_name, kind="AXERA", available=available, reason=reason)
+
+
+def _words(error: Exception) -> str:
+    text = " ".join(str(error).split())[:400] or type(error).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."
