@@ -24,6 +24,8 @@ class Weights:
     repository: str | None = None  # the original checkpoint, to be converted
     revision: str | None = None
     openvino: dict[str, str] | None = None  # weight format -> pre-converted repository
+    folder: str | None = None  # inside the repository
+    files: tuple[str, ...] = ()  # patterns of what is taken from it as it is, without a conversion
     format: str = "int8"  # the weight format to install by default: fp16, int8 or int4
     gated: bool = False  # a licence has to be accepted on the hub first
     bytes: int = 0  # roughly what the installed files take
