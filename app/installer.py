@@ -58,6 +58,9 @@ class Installer:
         model = source.find(reference, self._catalog)
         if model is not None and not self._is_ours(model):
             return model.weights_dir  # bundled, or somebody's own folder used where it lies
+        if model is not None and not again and self._is_whole(model.weights_dir, weight_format):
+            self._tell(Progress(state="installed", detail=f"{model.name} is installed."))
+            return model.weights_dir
         wanted = self._wanted(reference, model, weight_format)
         target = self._models_dir / wanted.name
         with self._disk_errors(), open_staging(self._models_dir, wanted.name) as staging:
@@ -148,7 +151,7 @@ class Installer:
         if wanted.repository is not None:
             snapshot = self._download(wanted, staging)
             folder, revision = staging.download / wanted.folder, snapshot.revision
-        kind = self._kind(wanted, folder)
+        kind = "as it is" if wanted.patterns else source.kind_at(folder)
         like = wanted.name if wanted.listed else source.recognise(folder, self._catalog)
         if kind in ("diffusers", "checkpoint"):
             self._convert(wanted, folder, staging, like)
@@ -169,13 +172,6 @@ class Installer:
             files=manifest.contents(folder, meter.add),
         ).write(folder)
         staging.appear(folder, target)
-
-    def _kind(self, wanted: Wanted, folder: Path) -> str:
-        if wanted.patterns:
-            return "as it is"
-        if folder.is_file():
-            return "checkpoint"
-        return source.kind_of(source.paths_in(folder))
 
     def _take_back(self, wanted: Wanted, target: Path, staging: Staging) -> None:
         """A damaged model that was downloaded as it is goes back to be completed: what is whole of

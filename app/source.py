@@ -64,6 +64,8 @@ def is_local(reference: str) -> bool:
 
 
 def _is_path(reference: str) -> bool:
+    if not reference:
+        return False
     return reference.startswith(("/", "./", "../", "~")) or Path(reference).exists()
 
 
@@ -102,7 +104,7 @@ def find(reference: str, catalog: Catalog) -> Model | None:
     if not is_local(reference):
         return None
     folder = local_path(reference)
-    if not folder.is_dir() or kind_of(paths_in(folder)) != "openvino":
+    if kind_at(folder) != "openvino":
         return None
     complete(folder)
     model = stranger(reference, recognise(folder, catalog), catalog, weights_dir=folder)
@@ -181,6 +183,14 @@ def kind_of(paths: Iterable[str]) -> Kind:
     return (
         "openvino" if any(path.endswith("/openvino_model.xml") for path in paths) else "diffusers"
     )
+
+
+def kind_at(path: Path) -> Kind | Literal["checkpoint"]:
+    """What a folder or file on this machine is; raises InstallFailed for what cannot be used."""
+    if path.is_file():
+        return "checkpoint"
+    # Asked before the folder is searched: it might be the whole disk.
+    return kind_of(paths_in(path) if (path / INDEX).is_file() else [])
 
 
 def paths_in(folder: Path) -> list[str]:

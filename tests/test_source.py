@@ -189,14 +189,19 @@ def test_rubbish_is_refused(tmp_path: Path, catalog: Catalog, ending: str, conte
         source.recognise(file, catalog)
 
 
-def test_names_that_mean_nothing_are_unknown(catalog: Catalog) -> None:
-    for name in ("", "no-such-model", "a/b/c", "..", "a b/c", "/"):
-        if source.is_reference(name):
-            continue
-        with pytest.raises(UnknownModel):
-            source.find(name, catalog)
-    with pytest.raises(InstallFailed, match="no file or folder"):
-        source.find("/no/such/model.ckpt", catalog)
+@pytest.mark.parametrize("name", ["", "no-such-model", "a/b/c", "a b/c", "a/..", "sdxl\n"])
+def test_a_name_that_means_nothing_is_unknown(catalog: Catalog, name: str) -> None:
+    with pytest.raises(UnknownModel):
+        source.find(name, catalog)
+
+
+@pytest.mark.parametrize("path", ["/", "..", "/no/such/model.ckpt", "~/nothing-here"])
+def test_a_path_without_a_pipeline_is_said_at_once(catalog: Catalog, path: str) -> None:
+    with pytest.raises(InstallFailed, match=r"no file or folder|no model_index\.json"):
+        source.find(path, catalog)
+
+
+def test_a_repository_may_be_installed_first(catalog: Catalog) -> None:
     assert source.find("owner/name", catalog) is None
 
 
