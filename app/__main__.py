@@ -1,4 +1,4 @@
-"""The command line: serve, generate, models, devices."""
+"""The command line: serve, generate, install, models, devices."""
 
 import asyncio
 import json
@@ -121,6 +121,20 @@ def generate(
         _fail(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         _fail("stopped")
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def install(context: typer.Context) -> None:
+    """Install a model: download it, convert it where needed, check it."""
+    from app.install import main  # with the hub's client, which nothing else needs
+
+    main(context.args, "python -m app install")
 
 
 @app.command()

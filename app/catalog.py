@@ -20,7 +20,7 @@ HOME = Path(__file__).resolve().parent.parent  # the folder that holds app/ and 
 for _table in (Model, Weights, Defaults, Limits):
     setattr(_table, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 - read by pydantic
 _MODEL = TypeAdapter(Model)
-_FAMILY_KEYS = {"title", "models"}
+_FAMILY_KEYS = {"title", "models", "accepts"}  # the others are shared by the family's models
 
 
 class CatalogError(Exception):
@@ -40,7 +40,7 @@ class Catalog:
         for root in roots:
             for facts in sorted(root.glob("*/model.toml")):
                 for model in read_family(facts, models_dir):
-                    self._add(model, facts)
+                    self.add(model)
         for name, target in self.outside.items():
             if name in self._names:
                 raise CatalogError(f"MODEL_ALIASES: the name {name!r} is a model's own")
@@ -48,9 +48,11 @@ class Catalog:
                 raise CatalogError(f"MODEL_ALIASES: there is no model {target!r}")
         self._names |= {name: self._names[target] for name, target in self.outside.items()}
 
-    def _add(self, model: Model, facts: Path) -> None:
+    def add(self, model: Model) -> None:
+        """Raises CatalogError when one of the model's names is taken."""
         for name in (model.name, *model.aliases):
             if name in self._names:
+                facts = model.folder / "model.toml"
                 raise CatalogError(f"{facts}: the name {name!r} is taken by {self._names[name]!r}")
             self._names[name] = model.name
         self.models[model.name] = model

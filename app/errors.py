@@ -21,6 +21,7 @@ EaselError
 ├── Unavailable         nothing can serve this now
 │   └── LoadFailed      the runtime refused the weights or the device
 ├── StorageFailed       the disk is full, read-only or failing
+├── InstallFailed       a model's weights could not be got; says what to do
 └── GenerationFailed    the pipeline could not make the picture
     └── WorkerDied      its process ended under it
 """
@@ -134,6 +135,11 @@ class LoadFailed(Unavailable):
 class StorageFailed(EaselError):
     code = "storage_failed"
     title = "The storage cannot take it"
+
+
+class InstallFailed(EaselError):
+    code = "install_failed"
+    title = "The model could not be installed"
 
 
 class GenerationFailed(EaselError):

@@ -94,9 +94,9 @@ class OpenVINOPipeline:
             "height": recipe.height,
             "num_inference_steps": recipe.steps,
             "rng_seed": seed,
+            # Left out, the runtime takes a guidance of its own; 1 switches it off.
+            "guidance_scale": 1.0 if recipe.guidance is None else recipe.guidance,
         }
-        if recipe.guidance is not None:
-            arguments["guidance_scale"] = recipe.guidance
         callback = _Callback(on_step, self._preview_of(recipe))
         pipeline, pictures = self._pipeline_for(inputs)
         if pictures:

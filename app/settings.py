@@ -63,6 +63,10 @@ class Settings(BaseSettings):
         description="the hub's token, for models whose licence must be accepted",
     )
     hf_token_file: Path | None = Field(default=None, description="a file with the hub's token")
+    convert_venv: Path = Field(
+        default=Path(__file__).resolve().parent.parent / ".venv-convert",
+        description="the environment that converts checkpoints; made when one is first needed",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR; prompts appear at DEBUG only"
     )

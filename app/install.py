@@ -1,0 +1,202 @@
+"""The command that installs a model: a progress bar for a person, JSON lines for a program.
+
+`python -m app.install NAME --json` is what the service starts; `python -m app install NAME` what
+people type.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bars
+
+from app import source
+from app.catalog import HOME, Catalog, CatalogError
+from app.errors import EaselError
+from app.installer import Installer
+from app.progress import OnProgress, Progress
+from app.settings import Settings, SettingsError, read_settings
+
+_SAY_EVERY = 15.0  # seconds, where there is no terminal
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model's name, a hub repository (owner/name), or the path of a diffusers "
+            "folder or of a .safetensors or .ckpt file."
+        ),
+    ],
+    weight_format: Annotated[
+        str | None,
+        typer.Option("--weight-format", help="fp16, int8 or int4; default: the model's."),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Compare contents and get anew what differs.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Only compare the files' contents.")
+    ] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the model and free its space.")
+    ] = False,
+    family: Annotated[
+        bool, typer.Option("--family", help="Only print the folder of the model's family.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs: a line of JSON an event.")
+    ] = False,
+) -> None:
+    """Install a model: download it, convert it where needed, check it."""
+    try:
+        settings = read_settings()
+        with _teller(as_json) as teller:
+            catalog = _catalog(settings)
+            if family:
+                found = source.find(model, catalog)
+                print(found.folder if found else "")
+                return
+            installer = Installer(
+                catalog,
+                _models_dir(settings),
+                settings.convert_venv,
+                token=settings.token(),
+                on_progress=teller,
+            )
+            if remove:
+                freed = installer.remove(model)
+                detail = f"{model} is removed; {freed / 1e9:.1f} GB are free again."
+            elif verify:
+                if wrong := installer.verify(model):
+                    _fail(
+                        f"{len(wrong)} files of {model} are not what was installed: "
+                        f"{', '.join(wrong[:5])}. `python -m app install {model} --again` gets "
+                        "them anew.",
+                        "damaged",
+                        as_json,
+                    )
+                detail = f"{model} is what was installed."
+            else:
+                folder = installer.install(model, weight_format, again=again)
+                detail = f"{model} is installed in {folder}."
+    except EaselError as error:
+        _fail(error.detail, error.code, as_json)
+    except (CatalogError, SettingsError) as error:
+        _fail(str(error), "install_failed", as_json)
+    except KeyboardInterrupt:
+        print(f"Stopped. `python -m app install {model}` goes on from here.", file=sys.stderr)
+        os._exit(130)  # threads may still wait for bytes
+    if not as_json:
+        print(detail)
+
+
+def _models_dir(settings: Settings) -> Path:
+    return settings.data_dir.resolve() / "models"
+
+
+def _catalog(settings: Settings) -> Catalog:
+    catalog = Catalog([HOME, *settings.models_path], _models_dir(settings))
+    source.adopt_installed(catalog, _models_dir(settings))
+    return catalog
+
+
+def _fail(message: str, code: str, as_json: bool) -> NoReturn:
+    if as_json:
+        print(json.dumps({"state": "failed", "code": code, "detail": message}), flush=True)
+    else:
+        print(f"easel: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _teller(as_json: bool) -> "_Lines | _Bar | _Words":
+    if as_json:
+        return _Lines()
+    return _Bar() if sys.stderr.isatty() else _Words()
+
+
+class _Lines:
+    """A line of JSON for each report."""
+
+    def __enter__(self) -> OnProgress:
+        return lambda progress: print(json.dumps(progress.to_json()), flush=True)
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class _Words:
+    """A line of text now and then, for logs."""
+
+    def __init__(self) -> None:
+        self._said = ("", 0.0)
+
+    def __enter__(self) -> OnProgress:
+        return self._say
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def _say(self, progress: Progress) -> None:
+        state, moment = self._said
+        if progress.state == state and time.monotonic() - moment < _SAY_EVERY:
+            return
+        self._said = (progress.state, time.monotonic())
+        share = f" {100 * progress.bytes / progress.total:.0f} %" if progress.total else ""
+        speed = f", {progress.speed / 1e6:.1f} MB/s" if progress.speed else ""
+        print(f"{progress.detail}{share}{speed}", file=sys.stderr, flush=True)
+
+
+class _Bar:
+    """Bytes, speed and time left, on a terminal."""
+
+    def __init__(self) -> None:
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> OnProgress:
+        self._bars.start()
+        return self._show
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def _show(self, progress: Progress) -> None:
+        if self._task is None:
+            self._task = self._bars.add_task("")
+        self._bars.update(
+            self._task,
+            description=progress.detail,
+            completed=progress.bytes,
+            total=progress.total or None,
+        )
+
+
+def main(arguments: list[str], program: str) -> None:
+    cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    cli.command()(command)
+    cli(arguments, prog_name=program)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:], "python -m app.install")

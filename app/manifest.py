@@ -1,0 +1,127 @@
+"""What an installed model consists of: written when it is complete, compared with the disk later.
+
+Sizes are compared at every load (milliseconds), contents when somebody asks for it (a second a
+gigabyte).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from app.errors import NotInstalled
+from app.model import Model
+
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Where a model's files came from, and the files. `like` is set for a model no family lists:
+    the one whose family runs it and whose defaults hold."""
+
+    model: str
+    reference: str  # what was asked for: a model's name, a hub repository or a path
+    repository: str | None
+    revision: str | None
+    format: str | None  # fp16, int8, int4; None: as the repository had it
+    converted: bool  # or downloaded as it is
+    like: str | None
+    files: dict[str, Content]
+
+    @property
+    def bytes(self) -> int:
+        return sum(content.size for content in self.files.values())
+
+    def write(self, folder: Path) -> None:
+        temporary = folder / (NAME + ".part")
+        with temporary.open("w") as file:
+            json.dump(asdict(self), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / NAME)
+
+
+def read(folder: Path) -> Manifest | None:
+    """The manifest of an installed model; None where there is none (bundled weights, somebody's own
+    folder)."""
+    try:
+        record: dict[str, Any] = json.loads((folder / NAME).read_text())
+        files = {path: Content(**content) for path, content in record.pop("files").items()}
+        return Manifest(**record, files=files)
+    except OSError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        # The file is written whole, so somebody changed it: as good as a folder of which nothing is
+        # known.
+        return None
+
+
+def contents(folder: Path, on_bytes: Callable[[int], None]) -> dict[str, Content]:
+    """The files below a folder with their hashes."""
+    files: dict[str, Content] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != NAME:
+            digest = sha256(path, on_bytes)
+            files[path.relative_to(folder).as_posix()] = Content(
+                size=path.stat().st_size, sha256=digest
+            )
+    return files
+
+
+def missing(folder: Path) -> list[str]:
+    """What is wrong with an installed model, by the sizes of its files; nothing: an empty list."""
+    manifest = read(folder)
+    if manifest is None:
+        return []
+    wrong: list[str] = []
+    for path, content in manifest.files.items():
+        try:
+            size = (folder / path).stat().st_size
+        except OSError:
+            wrong.append(f"{path} is missing")
+            continue
+        if size != content.size:
+            wrong.append(f"{path} has {size} bytes instead of {content.size}")
+    return wrong
+
+
+def check(model: Model) -> None:
+    """Raises NotInstalled, with what to do, when a model's files are not there or not whole."""
+    install = f"`python -m app install {model.name}`"
+    if not model.weights_dir.is_dir():
+        raise NotInstalled(f"{model.name} is not installed; {install} installs it.", field="model")
+    wrong = missing(model.weights_dir)
+    if wrong:
+        raise NotInstalled(
+            f"{model.name} is damaged: {', '.join(wrong[:3])}. {install} repairs it.", field="model"
+        )
+
+
+def changed(folder: Path, on_bytes: Callable[[int], None]) -> list[str]:
+    """The paths of files that are not, byte for byte, what was installed."""
+    manifest = read(folder)
+    wrong: list[str] = []
+    for path, content in manifest.files.items() if manifest else ():
+        file = folder / path
+        if not file.is_file() or sha256(file, on_bytes) != content.sha256:
+            wrong.append(path)
+    return wrong
+
+
+def sha256(path: Path, on_bytes: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            on_bytes(len(block))
+    return digest.hexdigest()

@@ -1,0 +1,36 @@
+"""Stable Diffusion 3 and 3.5 on OpenVINO GenAI."""
+
+from pathlib import Path
+
+import numpy as np
+
+from app import openvino
+from app.pipeline import LoadOptions, Pipeline
+
+# The latents' colours, by a least-squares fit of decoded pictures: figures known from ComfyUI, for
+# -1..1.
+COLOURS = [
+    [-0.0922, -0.0175, 0.0749],
+    [0.0311, 0.0633, 0.0954],
+    [0.1994, 0.0927, 0.0458],
+    [0.0856, 0.0339, 0.0902],
+    [0.0587, 0.0272, -0.0496],
+    [-0.0006, 0.1104, 0.0309],
+    [0.0978, 0.0306, 0.0427],
+    [-0.0042, 0.1038, 0.1358],
+    [-0.0194, 0.0020, 0.0669],
+    [-0.0488, 0.0130, -0.0268],
+    [0.0922, 0.0988, 0.0951],
+    [-0.0278, 0.0524, -0.0542],
+    [0.0332, 0.0456, 0.0895],
+    [-0.0069, -0.0030, -0.0810],
+    [-0.0596, -0.0465, -0.0293],
+    [-0.1448, -0.1463, -0.1189],
+    [0.2394, 0.2135, 0.1925],
+]
+
+
+def load(weights: Path, device: str, options: LoadOptions) -> Pipeline:
+    preview = np.array(COLOURS, dtype=np.float32) / 2
+    preview[-1] += 0.5
+    return openvino.load(weights, device, options, preview=preview)

@@ -1,0 +1,52 @@
+"""docs/models.md: its table is what the model.toml files say, and its example works as it is
+written."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from app.catalog import HOME, Catalog
+from app.model import Model
+from tests.hub.server import Hub
+from tests.hub.test_download import BUNDLED, Machine
+
+TEXT = (HOME / "docs" / "models.md").read_text()
+LISTED = [model for model in Catalog([HOME], Path("nowhere")) if model.family != "axera"]
+
+
+@pytest.mark.parametrize("model", LISTED, ids=[model.name for model in LISTED])
+def test_every_model_has_its_row(model: Model) -> None:
+    row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{model.name}`"))
+    _, _, names, made, origin, gated, _ = (cell.strip() for cell in row.split("|"))
+    assert re.findall(r"`([^`]+)`", names) == list(model.aliases)
+    defaults = model.defaults
+    steps = f"{defaults.steps} step{'s' if defaults.steps > 1 else ''}"
+    assert made == f"{defaults.width}x{defaults.height}, {steps}"
+    assert (model.weights.repository or "in this repository") in origin
+    ready = (model.weights.openvino or {}).get("int8", "")
+    assert ready in origin
+    assert (gated == "yes") == model.weights.gated
+
+
+def test_every_family_has_its_setup_and_its_page() -> None:
+    for folder in {model.folder for model in LISTED if model.weights.path is None}:
+        assert (folder / "setup.sh").stat().st_mode & 0o100
+        page = (folder / "README.md").read_text()
+        for model in LISTED:
+            assert model.folder != folder or f"`{model.name}`" in page
+
+
+def test_the_example_of_a_family_of_ones_own(tmp_path: Path) -> None:
+    blocks = dict(re.findall(r"```(toml|python)\n(.*?)```", TEXT, re.DOTALL))
+    with Hub() as hub:
+        hub.add("someone/shapes-int8-ov", BUNDLED)
+        machine = Machine(tmp_path, hub)
+        family = tmp_path / "families" / "shapes"
+        family.mkdir()
+        (family / "model.toml").write_text(blocks["toml"])
+        (family / "pipeline.py").write_text(blocks["python"])
+        machine.install("shapes")
+        picture = tmp_path / "circle.png"
+        machine.easel("generate", "a red circle", "--model", "shapes", "-o", str(picture))
+        assert picture.read_bytes().startswith(b"\x89PNG")
