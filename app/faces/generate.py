@@ -103,7 +103,7 @@ async def generate(request: Request, body: dict[str, Any]) -> Response:
         {
             "status": "ok",
             "base64": image.to_base64(data),
-            "text_time_ms": job.timings_ms["text"],
+            "text_time_ms": job.timings_ms.get("text", 0.0),
             "total_time_ms": job.timings_ms["total"],
             "seed": job.recipe.seed,
             "warnings": warnings,
