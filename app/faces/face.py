@@ -178,7 +178,7 @@ async def first_picture(request: Request, job: Job, warnings: Sequence[str]) -> 
 def leniently(kind: type[B], body: Mapping[str, Any]) -> tuple[B, list[str]]:
     """A body as far as it can be understood, and a warning for each key whose value cannot be. Null
     means: not said. Raises for what there is no picture without."""
-    known = {key: value for key, value in body.items() if value is not None}
+    known = {_printable(key): value for key, value in body.items() if value is not None}
     warnings: list[str] = []
     while True:
         try:
