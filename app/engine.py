@@ -150,7 +150,8 @@ class Engine:
                 return known
         model = self._servable(request.model)
         # On a thread: a large picture takes a while to decode.
-        pictures = await asyncio.to_thread(open_inputs, request) if request.init_image else {}
+        has_picture = request.init_image is not None
+        pictures = await asyncio.to_thread(open_inputs, request) if has_picture else {}
         init = pictures.get("init_image")
         size = init.size if init else None
         recipe, warnings = model.complete(request, lenient=lenient, init_size=size)

@@ -4,7 +4,17 @@ from importlib import import_module
 
 from app.faces.face import Face
 
-NAMES = ("native", "pipeline")
+NAMES = (
+    "native",
+    "pipeline",
+    "generate",
+    "image_generate",
+    "inference",
+    "openai",
+    "sdapi",
+    "sdapi_server",
+    "hub",
+)
 
 
 def faces() -> list[Face]:

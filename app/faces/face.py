@@ -1,15 +1,25 @@
 """What every face has, and the few things all of them need of a request. Faces never import each
 other."""
 
+import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ValidationError
 
 from app import errors
 from app.engine import Engine
+from app.job import Job, JobEvent, JobState
+from app.request import ImageFormat
+
+T = TypeVar("T")
+B = TypeVar("B", bound=BaseModel)
+KEEP_ALIVE = 15.0  # seconds of silence after which an open stream should say something
 
 STATUS: dict[type[errors.EaselError], int] = {
     errors.InvalidRequest: 422,
@@ -18,6 +28,7 @@ STATUS: dict[type[errors.EaselError], int] = {
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
     errors.Conflict: 409,
+    errors.HungUp: 499,
     errors.QueueFull: 429,
     errors.Unavailable: 503,
     errors.StorageFailed: 507,
@@ -39,9 +50,14 @@ class Face:
         return any(path == own or path.startswith(f"{own}/") for own in self.paths)
 
 
+def entry_for(error: errors.EaselError, table: Mapping[type[Any], T]) -> T:
+    """What a face's table says of an error: its own entry or its nearest ancestor's."""
+    return next(table[kind] for kind in type(error).__mro__ if kind in table)
+
+
 def status_of(error: errors.EaselError) -> int:
-    """The HTTP status of an error: its own or its nearest ancestor's."""
-    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    """The HTTP status of an error where a dialect has no other habit."""
+    return entry_for(error, STATUS)
 
 
 def headers_of(error: errors.EaselError) -> dict[str, str]:
@@ -77,3 +93,126 @@ def owner_of(request: Request) -> str:
     """Whose request it is: a digest of the key it came with, empty where no keys are set."""
     key = request.scope.get("easel_key", "")
     return hashlib.sha256(key.encode()).hexdigest()[:32] if key else ""
+
+
+async def finished(request: Request, job: Job) -> Job:
+    """The job once it has succeeded, for a client that waits; raises what it failed with. When the
+    client hangs up meanwhile, the engine hears that nobody waits any more."""
+    engine = engine_of(request)
+    gone = asyncio.ensure_future(_hung_up(request))
+    with engine.attend(job.id):
+        waiting = asyncio.ensure_future(engine.wait(job.id))
+        try:
+            await asyncio.wait([waiting, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise errors.HungUp("The client hung up.")
+            return succeeded(waiting.result())
+        finally:
+            gone.cancel()
+            waiting.cancel()
+
+
+async def followed(request: Request, job: Job) -> AsyncGenerator[JobEvent | None]:
+    """The job's events to its end for a client that reads along, None after each quarter of a
+    minute without one. Ends early when the client hangs up or the service closes."""
+    engine = engine_of(request)
+    ends = [asyncio.ensure_future(_hung_up(request)), asyncio.ensure_future(engine.closing.wait())]
+    events = engine.events(job.id)
+    event = asyncio.ensure_future(anext(events, None))
+    try:
+        with engine.attend(job.id):
+            while True:
+                done, _ = await asyncio.wait(
+                    [event, *ends], timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED
+                )
+                if event in done:
+                    happened = event.result()
+                    if happened is None:
+                        return
+                    event = asyncio.ensure_future(anext(events, None))
+                    yield happened
+                elif done:
+                    return
+                else:
+                    yield None
+    finally:
+        for task in (event, *ends):
+            task.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    """Returns when the client has closed its connection. The body must have been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def succeeded(job: Job) -> Job:
+    """The job itself, if its pictures are there; else raises why not."""
+    if job.state is JobState.SUCCEEDED:
+        return job
+    if job.state is JobState.CANCELED:
+        raise errors.JobCanceled("The job was canceled before it had a result.")
+    if job.error is None:
+        raise errors.Unavailable(
+            f"The service is shutting down; after its restart the result is at /jobs/{job.id}.",
+            retry_after=5,
+        )
+    raise errors.from_code(job.error.code, job.error.message)
+
+
+async def pictures(request: Request, job: Job) -> list[bytes]:
+    """The files of an ended job's pictures."""
+    engine = engine_of(request)
+    return [(await engine.image(job.id, n))[1] for n in range(len(job.images))]
+
+
+async def first_picture(request: Request, job: Job, warnings: Sequence[str]) -> Response:
+    """The first picture's bytes, with the seed and the warnings beside them."""
+    file, data = await engine_of(request).image(job.id, 0)
+    headers = {"X-Seed": str(file.seed)}
+    if warnings:
+        headers["X-Warnings"] = " ".join(warnings).encode("ascii", "replace").decode()[:2000]
+    return Response(data, media_type=file.media_type, headers=headers)
+
+
+def leniently(kind: type[B], body: Mapping[str, Any]) -> tuple[B, list[str]]:
+    """A body as far as it can be understood, and a warning for each key whose value cannot be. Null
+    means: not said. Raises for what there is no picture without."""
+    known = {_printable(key): value for key, value in body.items() if value is not None}
+    warnings: list[str] = []
+    while True:
+        try:
+            return kind.model_validate(known), warnings
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            key = first["loc"][0] if first["loc"] else ""
+            if key not in known or key == "prompt":
+                raise RequestValidationError([first]) from None
+            del known[str(key)]
+            warnings.append(f"{key} ignored: {first['msg']}.")
+
+
+def unknown(
+    extra: Mapping[str, Any] | None, *, harmless: frozenset[str] = frozenset()
+) -> list[str]:
+    """A warning that names what a body asked that is not understood here, if there is anything."""
+    said = sorted(key for key, value in (extra or {}).items() if value is not None)
+    names = [_printable(name) for name in said if name not in harmless]
+    if not names:
+        return []
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return [f"Not honoured here: {', '.join(names[:20])}{more}."]
+
+
+def _printable(name: str) -> str:
+    return name[:60].encode(errors="replace").decode()
+
+
+def wanted_format(request: Request) -> ImageFormat | None:
+    """The picture format that Accept asks for; png where any will do, None if it asks for none."""
+    for part in request.headers.get("accept", "").lower().split(","):
+        kind, _, name = part.partition(";")[0].strip().partition("/")
+        if kind == "image":
+            formats: dict[str, ImageFormat] = {"jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"}
+            return formats.get(name, "png")
+    return None

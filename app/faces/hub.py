@@ -1,0 +1,124 @@
+"""POST /hf/{model}, as huggingface_hub's InferenceClient speaks to a model's own address: JSON with
+inputs and parameters, or a picture's bytes; the answer is a picture's bytes. Strict."""
+
+import json
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from app import image
+from app.errors import EaselError, InvalidRequest, Unavailable
+from app.faces.face import (
+    Face,
+    engine_of,
+    finished,
+    first_picture,
+    headers_of,
+    owner_of,
+    status_of,
+    wanted_format,
+)
+from app.request import ImageFormat, ImageRequest
+
+# What diffusers calls the samplers, as far as it has names for them.
+_SCHEDULERS = {
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "DDIMScheduler": "ddim",
+    "PNDMScheduler": "pndm",
+    "LCMScheduler": "lcm",
+    "FlowMatchEulerDiscreteScheduler": "flow_match_euler",
+}
+
+router = APIRouter(tags=["hub"])
+
+
+class Size(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    width: int
+    height: int
+
+
+class Parameters(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    target_size: Size | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    seed: int | None = None
+    strength: float | None = None
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: str
+    parameters: Parameters = Parameters()
+
+
+def to_request(model: str, body: Body | bytes, form: ImageFormat | None) -> ImageRequest:
+    """A text with a `prompt` beside it, or one that is a picture in base64, is a picture."""
+    asked = body.parameters if isinstance(body, Body) else Parameters()
+    prompt, init = asked.prompt, None
+    if isinstance(body, bytes):
+        init = body
+    elif prompt is not None or image.is_picture(body.inputs):
+        init = image.from_base64(body.inputs, "inputs")
+    else:
+        prompt = body.inputs
+    size = asked.target_size
+    return ImageRequest(
+        prompt=prompt,
+        negative_prompt=asked.negative_prompt,
+        model=model,
+        width=size.width if size else asked.width,
+        height=size.height if size else asked.height,
+        steps=asked.num_inference_steps,
+        guidance=asked.guidance_scale,
+        sampler=_SCHEDULERS.get(asked.scheduler or "", asked.scheduler),
+        seed=asked.seed,
+        init_image=init,
+        strength=asked.strength,
+        format=form,
+    )
+
+
+@router.post("/hf/{model:path}")
+async def run(request: Request, model: str) -> Response:
+    """text_to_image and image_to_image; parameters.prompt tells them apart."""
+    data = await request.body()
+    kind = request.headers.get("content-type", "")
+    is_json = "json" in kind or data.lstrip()[:1] == b"{"
+    asked = to_request(model, _parse(data) if is_json else data, wanted_format(request))
+    job = await engine_of(request).submit(asked, face="hub", owner=owner_of(request))
+    job = await finished(request, job)
+    return await first_picture(request, job, job.warnings)
+
+
+def _parse(data: bytes) -> Body:
+    try:
+        return Body.model_validate(json.loads(data))
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+    except ValueError:
+        raise InvalidRequest("The body is neither JSON nor a picture.") from None
+
+
+def render_error(error: EaselError) -> Response:
+    """The client shows `error`; while a model loads it looks at estimated_time."""
+    words: dict[str, Any] = {"error": error.detail, "error_type": error.code}
+    if isinstance(error, Unavailable):
+        words["estimated_time"] = error.retry_after or 5
+    return JSONResponse(words, status_of(error), headers_of(error))
+
+
+face = Face(name="hub", router=router, paths=("/hf",), render_error=render_error)

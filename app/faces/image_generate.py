@@ -1,0 +1,111 @@
+"""One generation at a time: start it, come back for the results. Every result stays, the
+newest comes first."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict
+
+from app import image
+from app.engine import Engine
+from app.errors import Busy, EaselError, Unavailable, UnknownJob
+from app.faces.face import STATUS, Face, engine_of, entry_for, headers_of, owner_of, pictures
+from app.job import Job, JobState
+from app.request import ImageRequest
+
+NAME = "image_generate"
+BUSY = "The server is not available for a generation now; come back later."
+
+# Whatever means "not now" is 429, the only refusal that the document knows.
+_STATUS = STATUS | {Busy: 429, Unavailable: 429}
+
+router = APIRouter(tags=["image_generate"])
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str
+
+
+async def _available(engine: Engine) -> bool:
+    if engine.readiness.status != "ready":
+        return False
+    last = await engine.jobs(face=NAME, limit=1)
+    return not last or last[0].state.ended
+
+
+@router.get("/server/status")
+async def status(request: Request) -> dict[str, bool]:
+    return {"is_available": await _available(engine_of(request))}
+
+
+@router.post("/image/generate")
+async def post_generate(request: Request, body: Body) -> dict[str, str]:
+    """Starts a generation; 429 while one is running or no pipeline is ready."""
+    engine = engine_of(request)
+    if engine.readiness.status != "ready":
+        raise Busy(BUSY)
+    job = await engine.submit(
+        ImageRequest(prompt=body.prompt), face=NAME, owner=owner_of(request), alone=True
+    )
+    return {"generation_uuid": job.id}
+
+
+@router.get("/image/generate")
+async def get_generate(
+    request: Request,
+    generation_uuid: UUID | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    before: UUID | None = None,
+) -> Response:
+    """The results, newest first; a Link header names the next page. One that has not ended is not a
+    result yet."""
+    engine = engine_of(request)
+    if generation_uuid is not None:
+        job = await engine.job(str(generation_uuid))
+        if job.face != NAME:
+            raise UnknownJob(f"There is no generation {generation_uuid}.")
+        return JSONResponse([await to_response(request, job)] if job.state.ended else [])
+    page = await engine.jobs(face=NAME, limit=limit + 1, before=str(before) if before else None)
+    shown = page[:limit]
+    results = [await to_response(request, job) for job in shown if job.state.ended]
+    headers: dict[str, str] = {}
+    if len(page) > limit:
+        headers["Link"] = f'</image/generate?limit={limit}&before={shown[-1].id}>; rel="next"'
+    return JSONResponse(results, headers=headers)
+
+
+async def to_response(request: Request, job: Job) -> dict[str, Any]:
+    errors = [job.error.message] if job.error else []
+    if job.state is JobState.CANCELED:
+        errors = ["The generation was canceled."]
+    data: str | None = None
+    try:
+        for picture in await pictures(request, job):
+            data = image.to_base64(picture)
+    except EaselError as error:
+        errors.append(error.detail)
+    return {
+        "uuid": job.id,
+        "prompt": job.recipe.prompt,
+        "created_time": datetime.fromtimestamp(job.created, UTC).isoformat(),
+        "errors": errors,
+        "data": data,
+    }
+
+
+def render_error(error: EaselError) -> Response:
+    detail = BUSY if isinstance(error, Busy) else error.detail
+    return JSONResponse({"detail": detail}, entry_for(error, _STATUS), headers_of(error))
+
+
+face = Face(
+    name=NAME,
+    router=router,
+    paths=("/image", "/server"),
+    render_error=render_error,
+)

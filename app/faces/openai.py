@@ -1,0 +1,271 @@
+"""OpenAI's images API, and the same under /v3 with the names that OpenVINO Model Server's clients
+use. Strict: what would change the picture and cannot be done is refused."""
+
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+
+from app import errors, image
+from app.faces.face import (
+    Face,
+    engine_of,
+    entry_for,
+    finished,
+    followed,
+    headers_of,
+    owner_of,
+    pictures,
+    status_of,
+    succeeded,
+    unknown,
+)
+from app.job import Job
+from app.request import ImageFormat, ImageRequest
+
+# Kinds of error as the SDK's users know them: type, and the code where the core's is another one.
+_ERRORS: dict[type[errors.EaselError], tuple[str, str | None]] = {
+    errors.Unauthorized: ("invalid_request_error", "invalid_api_key"),
+    errors.UnknownModel: ("invalid_request_error", "model_not_found"),
+    errors.QueueFull: ("rate_limit_error", "rate_limit_exceeded"),
+    errors.InvalidRequest: ("invalid_request_error", None),
+    errors.TooLarge: ("invalid_request_error", None),
+    errors.NotFound: ("invalid_request_error", None),
+    errors.MethodNotAllowed: ("invalid_request_error", None),
+    errors.Conflict: ("invalid_request_error", None),
+    errors.EaselError: ("server_error", None),
+}
+_WORTH_A_RETRY = (errors.QueueFull, errors.Unavailable)
+_PARAMS = {  # this dialect's word for a key of the core
+    "width": "size",
+    "height": "size",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "images": "n",
+    "format": "output_format",
+    "quality": "output_compression",
+    "init_image": "image",
+}
+# Read by OpenAI alone: they change nothing about a picture made here.
+_ACCEPTED = frozenset({"quality", "style", "moderation", "user", "safety_identifier"})
+
+_routes = APIRouter(tags=["openai"])
+
+
+class Body(BaseModel):
+    """Of all three routes. Numbers may come as text: multipart knows no other."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    prompt: str | None = None
+    model: str | None = None
+    n: int | None = Field(default=None, validation_alias=AliasChoices("n", "num_images_per_prompt"))
+    size: str | None = Field(default=None, pattern=r"^(auto|[0-9]{1,6}x[0-9]{1,6})$")
+    response_format: Literal["url", "b64_json"] | None = None
+    output_format: ImageFormat | None = None
+    output_compression: int | None = None
+    background: Literal["opaque", "auto"] | None = None
+    input_fidelity: Literal["low"] | None = None
+    stream: bool | None = None
+    partial_images: int | None = Field(default=None, ge=0, le=3)
+    steps: int | None = Field(
+        default=None, validation_alias=AliasChoices("num_inference_steps", "steps")
+    )
+    guidance: float | None = Field(
+        default=None, validation_alias=AliasChoices("guidance_scale", "cfg_scale")
+    )
+    negative_prompt: str | None = None
+    seed: int | None = Field(default=None, validation_alias=AliasChoices("seed", "rng_seed"))
+    strength: float | None = None
+
+
+def to_request(body: Body, files: dict[str, bytes]) -> ImageRequest:
+    size = re.fullmatch(r"(\d+)x(\d+)", body.size or "")
+    return ImageRequest(
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt,
+        model=body.model,
+        width=int(size[1]) if size else None,
+        height=int(size[2]) if size else None,
+        steps=body.steps,
+        guidance=body.guidance,
+        seed=body.seed,
+        images=body.n,
+        init_image=files.get("image"),
+        strength=body.strength,
+        mask=files.get("mask"),
+        mask_means="transparent",
+        format=body.output_format,
+        quality=max(1, body.output_compression) if body.output_compression is not None else None,
+    )
+
+
+@_routes.post("/images/generations")
+async def generations(request: Request, body: Body) -> Response:
+    return await _answer(request, body, {}, "image_generation")
+
+
+@_routes.post("/images/edits")
+async def edits(request: Request) -> Response:
+    body, files = await _form(request)
+    if body.prompt is None:
+        raise errors.InvalidRequest("prompt is missing.", field="prompt")
+    return await _answer(request, body, files, "image_edit")
+
+
+@_routes.post("/images/variations")
+async def variations(request: Request) -> Response:
+    body, files = await _form(request)
+    return await _answer(request, body, files, "image_edit")
+
+
+async def _form(request: Request) -> tuple[Body, dict[str, bytes]]:
+    """The fields and files of a multipart body. A list of pictures comes as image[]."""
+    fields: dict[str, Any] = {}
+    files: dict[str, bytes] = {}
+    async with request.form() as form:
+        for key, value in form.multi_items():
+            name = key.removesuffix("[]")
+            if not isinstance(value, UploadFile):
+                fields[key] = value
+            elif name in files or name not in ("image", "mask"):
+                raise errors.InvalidRequest("One image and one mask can be used.", field=name)
+            else:
+                files[name] = await value.read()
+    if "image" not in files:
+        raise errors.InvalidRequest("image is missing: send it as a file.", field="image")
+    try:
+        return Body.model_validate(fields), files
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+async def _answer(request: Request, body: Body, files: dict[str, bytes], kind: str) -> Response:
+    job = await engine_of(request).submit(
+        to_request(body, files), face="openai", owner=owner_of(request), repeatable=True
+    )
+    if body.stream:
+        return StreamingResponse(_stream(request, body, job, kind), media_type="text/event-stream")
+    job = await finished(request, job)
+    # A client that names a dall-e model expects addresses, as that model's own service gave.
+    by_url = (body.response_format or ("url" if _is_dall_e(body) else "b64_json")) == "url"
+    data: list[dict[str, Any]] = []
+    for n, picture in enumerate([] if by_url else await pictures(request, job)):
+        data.append({"b64_json": image.to_base64(picture), "seed": job.recipe.image_seed(n)})
+    for n in range(job.recipe.images if by_url else 0):
+        address = f"{request.base_url}jobs/{job.id}/images/{n}"
+        data.append({"url": address, "seed": job.recipe.image_seed(n)})
+    warnings = [*unknown(body.model_extra, harmless=_ACCEPTED), *job.warnings]
+    return JSONResponse(
+        {"created": int(job.created), "data": data, "usage": _usage(job), **_looks(job)}
+        | ({"warnings": warnings} if warnings else {})
+    )
+
+
+def _is_dall_e(body: Body) -> bool:
+    return (body.model or "").startswith("dall-e")
+
+
+def _looks(job: Job) -> dict[str, str]:
+    recipe = job.recipe
+    size = f"{recipe.width}x{recipe.height}"
+    return {"size": size, "output_format": recipe.format, "background": "opaque"}
+
+
+def _usage(job: Job) -> dict[str, Any]:
+    """Estimates in OpenAI's unit: four characters of text and 16x16 pixels count as a token."""
+    recipe = job.recipe
+    pixels = recipe.width * recipe.height // 256
+    text = -(-len(recipe.prompt + (recipe.negative_prompt or "")) // 4)
+    seen = pixels if recipe.init_image else 0
+    made = pixels * recipe.images
+    return {
+        "input_tokens": text + seen,
+        "input_tokens_details": {"text_tokens": text, "image_tokens": seen},
+        "output_tokens": made,
+        "output_tokens_details": {"text_tokens": 0, "image_tokens": made},
+        "total_tokens": text + seen + made,
+    }
+
+
+async def _stream(request: Request, body: Body, job: Job, kind: str) -> AsyncIterator[str]:
+    """Partial images, which are the denoiser's own previews at even distances, then the finished
+    ones."""
+    wanted = body.partial_images or 0
+    sent = 0
+    about: dict[str, Any] = {**_looks(job), "created_at": int(job.created), "quality": "auto"}
+    try:
+        async with contextlib.aclosing(followed(request, job)) as events:
+            async for event in events:
+                if event is None:
+                    yield ": still at it\n\n"
+                    continue
+                job = event.job
+                due = (sent + 1) / (wanted + 1)
+                if event.preview and sent < wanted and job.progress.fraction >= due:
+                    yield _event(
+                        f"{kind}.partial_image",
+                        # A preview is a small JPEG, whatever the finished picture will be.
+                        {**about, "output_format": "jpeg"},
+                        b64_json=image.to_base64(event.preview),
+                        partial_image_index=sent,
+                    )
+                    sent += 1
+        for picture in await pictures(request, succeeded(job)):
+            yield _event(
+                f"{kind}.completed", about, b64_json=image.to_base64(picture), usage=_usage(job)
+            )
+    except errors.EaselError as error:
+        yield f"event: error\ndata: {json.dumps(_error(error))}\n\n"
+
+
+def _event(kind: str, about: dict[str, Any], **more: Any) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **about, **more})}\n\n"
+
+
+@_routes.get("/models")
+async def get_models(request: Request) -> dict[str, Any]:
+    """The installed models, also under the names of MODEL_ALIASES."""
+    catalog = engine_of(request).catalog
+    names = [*catalog.models, *catalog.outside]
+    return {
+        "object": "list",
+        "data": [_model(name) for name in names if catalog.get(name).installed],
+    }
+
+
+@_routes.get("/models/{name:path}")
+async def get_model(request: Request, name: str) -> dict[str, Any]:
+    engine_of(request).catalog.get(name)
+    return _model(name)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "easel"}
+
+
+def _error(error: errors.EaselError) -> dict[str, Any]:
+    kind, code = entry_for(error, _ERRORS)
+    param = _PARAMS.get(error.field, error.field) if error.field else None
+    words = {"message": error.detail, "type": kind, "code": code or error.code, "param": param}
+    return {"error": words}
+
+
+def render_error(error: errors.EaselError) -> Response:
+    """The SDK repeats 409 and 5xx by itself; only where that can help it is told to."""
+    retry = "true" if isinstance(error, _WORTH_A_RETRY) else "false"
+    headers = {**headers_of(error), "x-should-retry": retry}
+    return JSONResponse(_error(error), status_of(error), headers)
+
+
+router = APIRouter()
+for _prefix in ("/v1", "/v3"):
+    router.include_router(_routes, prefix=_prefix)
+face = Face(name="openai", router=router, paths=("/v1", "/v3"), render_error=render_error)

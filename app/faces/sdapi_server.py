@@ -1,0 +1,128 @@
+"""AUTOMATIC1111's API: what its clients ask about the server, and what they have done to pictures
+beside generating them. Their errors are rendered by sdapi.py, whose paths these are."""
+
+import asyncio
+import json
+from typing import Any
+
+import psutil
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from app import image
+from app.faces.face import Face, engine_of, leniently, problem, unknown
+
+# What there is none of, or only this of.
+_UPSCALERS = ("None", "Lanczos", "Nearest")
+_FIXED: dict[str, Any] = {
+    "upscalers": [
+        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4}
+        for name in _UPSCALERS
+    ],
+    "schedulers": [
+        {"name": "automatic", "label": "Automatic", "aliases": None, "default_rho": -1,
+         "need_inner_model": False}
+    ],
+    "scripts": {"txt2img": [], "img2img": []},
+    "cmd-flags": {},
+    "embeddings": {"loaded": {}, "skipped": {}},
+} | dict.fromkeys(
+    ("latent-upscale-modes", "sd-vae", "loras", "script-info", "extensions", "hypernetworks",
+     "face-restorers", "realesrgan-models", "prompt-styles", "sd-modules"), ()
+)  # fmt: skip
+
+router = APIRouter(prefix="/sdapi/v1", tags=["sdapi"])
+
+for _name, _value in _FIXED.items():
+    router.add_api_route(f"/{_name}", lambda value=_value: value, name=_name)  # pyright: ignore
+
+
+class Extra(BaseModel):
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    image: str
+    resize_mode: int = 0
+    upscaling_resize: float = Field(default=2, gt=0, le=16)
+    upscaling_resize_w: int = Field(default=512, gt=0)
+    upscaling_resize_h: int = Field(default=512, gt=0)
+    upscaling_crop: bool = True
+    upscaler_1: str = "None"
+
+
+def _json(content: Any) -> Response:
+    # ASCII: texts of pictures are told back, and not all of them need be valid Unicode.
+    return Response(json.dumps(content), media_type="application/json")
+
+
+@router.get("/options")
+async def get_options(request: Request) -> dict[str, Any]:
+    name = engine_of(request).serving[0].name
+    return {"sd_model_checkpoint": name, "sd_checkpoint_hash": None, "sd_vae": "Automatic",
+            "samples_format": "png", "CLIP_stop_at_last_layers": 1}  # fmt: skip
+
+
+@router.post("/options")
+async def post_options(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+    """sd_model_checkpoint switches the serving model; clients post all other options back as they
+    got them."""
+    name = body.get("sd_model_checkpoint")
+    if isinstance(name, str) and name:
+        await engine_of(request).load(name)
+    return {}
+
+
+@router.get("/sd-models")
+async def sd_models(request: Request) -> list[dict[str, Any]]:
+    return [
+        {"title": model.name, "model_name": model.name, "hash": None, "sha256": None,
+         "filename": model.name, "config": None}
+        for model in engine_of(request).catalog if model.installed
+    ]  # fmt: skip
+
+
+@router.get("/samplers")
+async def samplers(request: Request) -> list[dict[str, Any]]:
+    names = engine_of(request).serving[0].samplers
+    titles = image.SAMPLER_TITLES
+    return [{"name": titles.get(name, name), "aliases": [name], "options": {}} for name in names]
+
+
+@router.get("/memory")
+async def memory() -> dict[str, Any]:
+    ram = psutil.virtual_memory()
+    return {"ram": {"free": ram.available, "used": ram.used, "total": ram.total},
+            "cuda": {"error": "There is no CUDA here."}}  # fmt: skip
+
+
+@router.post("/png-info")
+async def png_info(body: dict[str, Any]) -> Response:
+    data = image.from_base64(str(body.get("image", "")), "image")
+    text, pairs = await asyncio.to_thread(image.describe, data, "image")
+    items = {"parameters": text} if text else {}
+    return _json({"info": text, "items": items, "parameters": pairs})
+
+
+@router.post("/extra-single-image")
+async def extra_single_image(body: dict[str, Any]) -> Response:
+    """A larger picture, by plain resampling."""
+    known, warnings = leniently(Extra, body)
+    off = {key for key, value in (known.model_extra or {}).items() if value in (0, "None")}
+    harmless = {"show_extras_results", "upscale_first", "codeformer_weight"}
+    warnings += unknown(known.model_extra, harmless=frozenset(harmless | off))
+    if known.upscaler_1 not in _UPSCALERS:
+        warnings.append("upscaler_1 set to Lanczos: the others are not here.")
+    size = (known.upscaling_resize_w, known.upscaling_resize_h) if known.resize_mode == 1 else None
+    large = await asyncio.to_thread(
+        image.enlarge,
+        image.from_base64(known.image, "image"),
+        "image",
+        factor=known.upscaling_resize,
+        size=size,
+        crop=known.upscaling_crop,
+        smooth=known.upscaler_1 != "Nearest",
+    )
+    return _json({"html_info": " ".join(warnings), "image": image.to_base64(large)})
+
+
+face = Face(name="sdapi_server", router=router, paths=(), render_error=problem)
