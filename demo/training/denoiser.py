@@ -19,6 +19,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from demo.training import evaluate, tokenizer, vae
+from demo.training.judge import judge
 from demo.training.run import (
     RUNS,
     Average,
@@ -278,7 +279,7 @@ def look(log: Path, step: int, text, unet, eye, words, average) -> None:
         text.eval(), unet.eval()
         pictures = sample(text, unet, eye, words, [t.prompt for t in tasks] + evaluate.SCENES[:8])
         text.train(), unet.train()
-    right = [evaluate.judge(t, p) for t, p in zip(tasks, pictures[:40], strict=True)]
+    right = [judge(t, p) for t, p in zip(tasks, pictures[:40], strict=True)]
     evaluate.sheet(pictures, 12).save(log.parent / f"look-{step:06}.png")
     ones = np.array([[r.ground, r.colour, r.shape, r.all] for r in right[:30]]).mean(0).round(2)
     say(

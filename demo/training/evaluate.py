@@ -1,27 +1,22 @@
-"""Judges pictures by looking at their pixels: ground, colours, shapes, and how two shapes lie.
+"""Asks the finished model for pictures, through its runtime, and has them judged.
 
-Needs NumPy and Pillow only. The judge knows nothing of the model, and is itself tested: drawn
-pictures must pass, damaged ones and blobs must fail.
-
-    python -m demo.training.evaluate demo/weights      (this also needs openvino_genai)
+python -m demo.training.evaluate --weights demo/weights --sheet docs/demo-contact-sheet.png
 """
 
+import argparse
 import itertools
+import json
 import random
-from dataclasses import dataclass
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from demo.training.scenes import (
-    COLOURS,
-    MAIN_COLOURS,
-    RELATIONS,
-    SHAPES,
-    Sheet,
-    article,
-    is_held_out,
-)
+from demo.training.judge import Task, Verdict, judge
+from demo.training.scenes import MAIN_COLOURS, RELATIONS, SHAPES, article, is_held_out
 
 STEPS, GUIDANCE, SIDE = 12, 3.5, 256
 SCENES = [
@@ -42,30 +37,6 @@ SCENES = [
     "a sunset",
     "a cat in the forest",
 ]
-GRID = 40  # templates and masks are compared at this size
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A prompt and what its picture must show: one shape, or two and a relation."""
-
-    prompt: str
-    ground: str
-    shapes: tuple[tuple[str, str], ...]  # colour, shape
-    relation: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    ground: bool
-    colour: bool
-    shape: bool
-    relation: bool = True
-    seen: str = ""
-
-    @property
-    def all(self) -> bool:
-        return self.ground and self.colour and self.shape and self.relation
 
 
 def single_tasks(count: int, *, held_out: bool, seed: int) -> list[Task]:
@@ -108,157 +79,6 @@ def two_tasks(count: int, *, seed: int) -> list[Task]:
     return tasks
 
 
-TO_XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
-
-
-def lab(pixels: np.ndarray) -> np.ndarray:
-    """CIE L*a*b* (D65) of sRGB 0..255, last axis; distances there are as the eye sees them."""
-    v = np.asarray(pixels, float) / 255
-    v = np.where(v > 0.04045, ((v + 0.055) / 1.055) ** 2.4, v / 12.92)
-    xyz = v @ np.array(TO_XYZ).T / np.array([0.9505, 1.0, 1.089])
-    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    x, y, z = f[..., 0], f[..., 1], f[..., 2]
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
-
-
-PALETTE = lab(np.array(list(COLOURS.values())))
-
-
-def nearest(values: np.ndarray) -> np.ndarray:
-    """Index of the nearest named colour for each L*a*b* value, -1 where none is near."""
-    far = np.linalg.norm(values[..., None, :] - PALETTE, axis=-1)
-    return np.where(far.min(-1) < 32, far.argmin(-1), -1)
-
-
-def pieces(mask: np.ndarray) -> list[np.ndarray]:
-    """Connected parts of a mask, largest first (the largest label spreads until nothing moves)."""
-    label = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
-    while True:
-        wide = np.pad(label, 1)
-        near = [wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:], label]
-        spread = np.where(mask, np.max(near, 0), 0)
-        if (spread == label).all():
-            break
-        label = spread
-    names, sizes = np.unique(label[label > 0], return_counts=True)
-    return [label == names[k] for k in np.argsort(-sizes)]
-
-
-def outline(mask: np.ndarray) -> np.ndarray:
-    """The mask cut to its bounds, centred in a square, GRID x GRID, 0..1."""
-    ys, xs = np.nonzero(mask)
-    part = mask[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-    h, w = part.shape
-    k = max(h, w)
-    square = np.zeros((k, k), np.uint8)
-    square[(k - h) // 2 : (k - h) // 2 + h, (k - w) // 2 : (k - w) // 2 + w] = part * 255
-    return np.asarray(Image.fromarray(square).resize((GRID, GRID), Image.Resampling.BOX)) / 255
-
-
-def _template(shape: str) -> np.ndarray:
-    sheet = Sheet(128, (0, 0, 0))
-    sheet.shape(shape, 0.5, 0.5, 0.35, (255, 255, 255))
-    return outline(sheet.pixels()[..., 0] > 127)
-
-
-TEMPLATES = {shape: _template(shape) for shape in SHAPES}
-# How much of it must overlap; a star is thin, so a small error costs it more.
-LIKENESS = {"circle": 0.9, "square": 0.87, "triangle": 0.84, "star": 0.76, "heart": 0.86}
-
-
-def shape_of(mask: np.ndarray) -> tuple[str, float]:
-    """The shape that overlaps most, or "" if it overlaps too little, and the overlap."""
-    if mask.sum() < 40:
-        return "", 0.0
-    seen = outline(mask)
-    overlap = {
-        s: np.minimum(seen, t).sum() / np.maximum(seen, t).sum() for s, t in TEMPLATES.items()
-    }
-    best = max(overlap, key=overlap.__getitem__)
-    return (best if overlap[best] >= LIKENESS[best] else ""), float(overlap[best])
-
-
-def ground_of(values: np.ndarray) -> tuple[str, np.ndarray]:
-    """The colour along the border (or "" if it is not one colour), and its L*a*b* value."""
-    b = max(2, len(values) // 32)
-    ring = np.concatenate(
-        [
-            values[:b].reshape(-1, 3),
-            values[-b:].reshape(-1, 3),
-            values[:, :b].reshape(-1, 3),
-            values[:, -b:].reshape(-1, 3),
-        ]
-    )
-    middle = np.median(ring, 0)
-    even = (np.linalg.norm(ring - middle, axis=-1) < 15).mean() > 0.9
-    name = nearest(middle[None])[0]
-    return (list(COLOURS)[name] if even and name >= 0 else ""), middle
-
-
-def judge(task: Task, picture: np.ndarray) -> Verdict:
-    """Whether the picture (uint8 [h, w, 3]) shows what the task asks for, part by part."""
-    values = lab(np.asarray(Image.fromarray(picture).resize((128, 128), Image.Resampling.BOX)))
-    ground, middle = ground_of(values)
-    far = np.linalg.norm(values - middle, axis=-1)
-    if far.max() < 12:
-        return Verdict(ground=ground == task.ground, colour=False, shape=False, relation=False)
-    if len(task.shapes) == 1:
-        return _judge_one(task, values, ground, far)
-    return _judge_two(task, values, ground)
-
-
-def _judge_one(task: Task, values: np.ndarray, ground: str, far: np.ndarray) -> Verdict:
-    mask = far > max(9, 0.5 * np.percentile(far[far > 9], 80))
-    parts = pieces(mask)
-    whole = parts[0].sum() >= 0.93 * mask.sum() and 0.01 < parts[0].mean() < 0.6
-    core = values[parts[0]]
-    middle = np.median(core, 0)
-    one_colour = (np.linalg.norm(core - middle, axis=-1) < 22).mean() > 0.75
-    name = nearest(middle[None])[0]
-    colour = list(COLOURS)[name] if name >= 0 else ""
-    shape, overlap = shape_of(parts[0])
-    wanted, form = task.shapes[0]
-    return Verdict(
-        ground=ground == task.ground,
-        colour=bool(one_colour) and colour == wanted,
-        shape=bool(whole) and shape == form,
-        seen=f"{colour} {shape or '?'} ({overlap:.2f}, {len(parts)} parts) on {ground or '?'}",
-    )
-
-
-def _judge_two(task: Task, values: np.ndarray, ground: str) -> Verdict:
-    names = nearest(values)
-    where = []
-    for colour, _ in task.shapes:
-        parts = pieces(names == list(COLOURS).index(colour))
-        where.append(parts[0] if parts else np.zeros(names.shape, bool))
-    if not all(0.008 < part.mean() < 0.6 for part in where):
-        return Verdict(ground=ground == task.ground, colour=False, shape=False, relation=False)
-    if task.relation == "inside":
-        outside = np.pad(~where[1], 1, constant_values=True)
-        where[1] = ~pieces(outside)[0][1:-1, 1:-1]  # with its hole filled
-    found = [shape_of(part) for part in where]
-    (y0, x0), (y1, x1) = (np.argwhere(part).mean(0) / len(names) for part in where)
-    dx, dy = x0 - x1, y0 - y1
-    beside, stacked = abs(dx) > 2 * abs(dy), abs(dy) > 2 * abs(dx)
-    relation = {
-        "left of": beside and dx < -0.1,
-        "right of": beside and dx > 0.1,
-        "above": stacked and dy < -0.1,
-        "below": stacked and dy > 0.1,
-        "inside": (where[0] & ~where[1]).sum() < 0.05 * where[0].sum(),
-    }[task.relation]
-    known = {list(COLOURS).index(c) for c in (ground or task.ground, *(c for c, _ in task.shapes))}
-    stray = np.isin(names, [k for k in range(-1, len(COLOURS)) if k not in known]).mean()
-    return Verdict(
-        ground=ground == task.ground,
-        colour=stray < 0.12,
-        shape=[shape for shape, _ in found] == [shape for _, shape in task.shapes],
-        relation=bool(relation),
-        seen=f"{found}, {dx:.2f} right, {dy:.2f} down, {stray:.0%} stray",
-    )
-
-
 def sheet(pictures, columns: int) -> Image.Image:
     """Pictures in rows, as one image."""
     side = pictures[0].shape[0]
@@ -267,3 +87,90 @@ def sheet(pictures, columns: int) -> Image.Image:
     for k, picture in enumerate(pictures):
         whole.paste(Image.fromarray(picture), (k % columns * side, k // columns * side))
     return whole
+
+
+def drawn_by(weights: Path, threads: int = 0) -> Callable[..., np.ndarray]:
+    """The shipped files in the runtime: prompt, seed and settings to uint8 [256, 256, 3]."""
+    import openvino_genai
+
+    options = {"INFERENCE_NUM_THREADS": threads} if threads else {}
+    began = time.perf_counter()
+    pipeline = openvino_genai.Text2ImagePipeline(weights, "CPU", **options)
+    print(f"loaded in {time.perf_counter() - began:.2f} s")
+
+    def draw(prompt: str, seed: int = 0, steps: int = STEPS, guidance: float = GUIDANCE, **more):
+        return (
+            pipeline.generate(
+                prompt,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                rng_seed=seed,
+                width=SIDE,
+                height=SIDE,
+                **more,
+            )
+            .data[0]
+            .copy()
+        )
+
+    return draw
+
+
+def share(rights: list[bool]) -> str:
+    return f"{sum(rights)} of {len(rights)} ({100 * sum(rights) / max(1, len(rights)):.1f} %)"
+
+
+def report(tasks: list[Task], verdicts: list[Verdict]) -> dict[str, object]:
+    """What was right, in all and by shape, colour and ground."""
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for task, verdict in zip(tasks, verdicts, strict=True):
+        for part in ("all", "ground", "colour", "shape", "relation"):
+            groups[part].append(getattr(verdict, part))
+        if task.relation:
+            groups[task.relation].append(verdict.all)
+        else:
+            ((colour, shape),) = task.shapes
+            held_out = is_held_out(colour, shape, task.ground)
+            groups["never seen" if held_out else "seen"].append(verdict.all)
+            groups[shape].append(verdict.all)
+            groups[colour].append(verdict.all)
+            groups[f"on {task.ground}"].append(verdict.all)
+    return {name: share(rights) for name, rights in groups.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--weights", type=Path, default=Path(__file__).parent.parent / "weights")
+    parser.add_argument("--singles", type=int, default=300)
+    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--sheet", type=Path, help="a contact sheet of the pictures")
+    parser.add_argument("--misses", action="store_true", help="print what went wrong")
+    a = parser.parse_args()
+    draw = drawn_by(a.weights)
+    singles = single_tasks(a.singles // 3, held_out=True, seed=1)
+    singles += single_tasks(a.singles - len(singles), held_out=False, seed=2)
+    some = []
+    for tasks in (singles, two_tasks(a.pairs, seed=3)):
+        began = time.perf_counter()
+        pictures = [
+            draw(task.prompt, seed=k, steps=a.steps, guidance=a.guidance)
+            for k, task in enumerate(tasks)
+        ]
+        took = (time.perf_counter() - began) / len(tasks)
+        verdicts = [judge(task, picture) for task, picture in zip(tasks, pictures, strict=True)]
+        print(f"{1000 * took:.0f} ms a picture", json.dumps(report(tasks, verdicts), indent=2))
+        if a.misses:
+            for task, verdict in zip(tasks, verdicts, strict=True):
+                if not verdict.all:
+                    print(f"  {task.prompt}: {verdict.seen}")
+        some += pictures[:16]
+    if a.sheet:
+        scenes = [draw(words, seed=k, steps=a.steps) for k, words in enumerate(SCENES)]
+        whole = sheet([*some, *scenes], 8)
+        whole.resize((whole.width // 2, whole.height // 2), Image.Resampling.BOX).save(a.sheet)
+
+
+if __name__ == "__main__":
+    main()

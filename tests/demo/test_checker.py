@@ -8,13 +8,14 @@ import pytest
 from PIL import Image, ImageFilter
 
 from demo.training import evaluate
+from demo.training.judge import Task, judge
 from demo.training.scenes import COLOURS, SHAPES, Sheet, draw_single, draw_two
 
 YELLOW, BLUE = COLOURS["yellow"], COLOURS["blue"]
 
 
-def blue(shape: str) -> evaluate.Task:
-    return evaluate.Task(prompt="", ground="yellow", shapes=(("blue", shape),))
+def blue(shape: str) -> Task:
+    return Task(prompt="", ground="yellow", shapes=(("blue", shape),))
 
 
 def pixels(shape: str, size: float = 0.25) -> np.ndarray:
@@ -24,7 +25,7 @@ def pixels(shape: str, size: float = 0.25) -> np.ndarray:
 
 
 def judged(shape: str, picture: np.ndarray) -> bool:
-    return evaluate.judge(blue(shape), picture).all
+    return judge(blue(shape), picture).all
 
 
 def test_drawn_single_shapes_pass() -> None:
@@ -33,7 +34,7 @@ def test_drawn_single_shapes_pass() -> None:
         for task in evaluate.single_tasks(100, held_out=held_out, seed=1):
             ((colour, shape),) = task.shapes
             sheet, _ = draw_single(rng, 256, (colour, shape, task.ground))
-            assert evaluate.judge(task, sheet.pixels()).all, task
+            assert judge(task, sheet.pixels()).all, task
 
 
 def test_drawn_pairs_pass() -> None:
@@ -41,7 +42,7 @@ def test_drawn_pairs_pass() -> None:
     for task in evaluate.two_tasks(100, seed=1):
         (a, first), (b, second) = task.shapes
         plan = (a, first, task.relation, b, second, task.ground)
-        assert evaluate.judge(task, draw_two(rng, 256, plan)[0].pixels()).all, task
+        assert judge(task, draw_two(rng, 256, plan)[0].pixels()).all, task
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -50,10 +51,10 @@ def test_another_shape_colour_or_ground_fails(shape: str) -> None:
     assert judged(shape, picture)
     for other in SHAPES:
         assert judged(other, picture) == (other == shape)
-    red = evaluate.Task(prompt="", ground="yellow", shapes=(("red", shape),))
-    assert not evaluate.judge(red, picture).colour
-    green = evaluate.Task(prompt="", ground="green", shapes=(("blue", shape),))
-    assert not evaluate.judge(green, picture).ground
+    red = Task(prompt="", ground="yellow", shapes=(("red", shape),))
+    assert not judge(red, picture).colour
+    green = Task(prompt="", ground="green", shapes=(("blue", shape),))
+    assert not judge(green, picture).ground
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -116,10 +117,10 @@ def test_a_wrong_relation_fails() -> None:
     plan = ("red", "circle", "left of", "blue", "square", "white")
     picture = draw_two(rng, 256, plan)[0].pixels()
     for relation in ("left of", "right of", "above", "below", "inside"):
-        task = evaluate.Task(
+        task = Task(
             prompt="",
             ground="white",
             relation=relation,
             shapes=(("red", "circle"), ("blue", "square")),
         )
-        assert evaluate.judge(task, picture).all == (relation == "left of")
+        assert judge(task, picture).all == (relation == "left of")
