@@ -18,6 +18,7 @@ from PIL import Image
 from demo.training.judge import Task, Verdict, judge
 from demo.training.scenes import MAIN_COLOURS, RELATIONS, SHAPES, article, is_held_out
 
+WEIGHTS = Path(__file__).parent.parent / "weights"
 STEPS, GUIDANCE, SIDE = 12, 3.5, 256
 SCENES = [
     "a house",
@@ -140,7 +141,7 @@ def report(tasks: list[Task], verdicts: list[Verdict]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--weights", type=Path, default=Path(__file__).parent.parent / "weights")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--singles", type=int, default=300)
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--steps", type=int, default=STEPS)

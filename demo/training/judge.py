@@ -91,8 +91,9 @@ def _template(shape: str) -> np.ndarray:
 
 
 TEMPLATES = {shape: _template(shape) for shape in SHAPES}
-# How much of it must overlap; a star is thin, so a small error costs it more.
-LIKENESS = {"circle": 0.9, "square": 0.87, "triangle": 0.84, "star": 0.76, "heart": 0.86}
+# How much of shape and template together must be shared. A star is thin, so a soft rim costs it
+# more; stars of four, six or seven points still share less, and a heptagon is no circle.
+LIKENESS = {"circle": 0.9, "square": 0.86, "triangle": 0.8, "star": 0.66, "heart": 0.82}
 
 
 def shape_of(mask: np.ndarray) -> tuple[str, float]:

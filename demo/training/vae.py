@@ -36,11 +36,11 @@ STAGES = (
     (32, 0.1, 16 * 32**2, 2e-3),
     (64, 0.26, 12 * 64**2, 1.5e-3),
     (128, 0.24, 16 * 64**2, 1e-3),
-    (256, 0.4, 4 * 128**2, 1e-3),
+    (256, 0.4, 8 * 128**2, 1e-3),
 )
-WINDOW = 64  # most of the time larger pictures are seen through windows of this side
+WINDOWED = 128  # from this side on pictures are mostly seen through windows of half their side
 SETTLED = 128  # from this side on the latents stay what they are
-NOISE = 0.04  # what the decoder must forgive: the denoiser is never exact
+NOISE = 0.05  # what the decoder must forgive: the denoiser is never exact
 SHARES = (0.6, 0.15)
 
 
@@ -70,7 +70,10 @@ def build(side: int) -> AutoencoderKL:
 
 
 def grow(small: AutoencoderKL, side: int) -> tuple[AutoencoderKL, set[str]]:
-    """The next larger autoencoder with the learned levels in it, and the names of those weights."""
+    """The next larger autoencoder with the learned levels in it, and the names of those weights.
+
+    Where widths allow, the new level begins by only halving and doubling: a blurred good picture.
+    """
     large = build(side)
     mine, kept = large.state_dict(), set()
     for name, value in small.state_dict().items():
@@ -80,6 +83,21 @@ def grow(small: AutoencoderKL, side: int) -> tuple[AutoencoderKL, set[str]]:
         if name in mine and mine[name].shape == value.shape:
             mine[name].copy_(value)
             kept.add(name)
+    first, last = large.encoder.down_blocks[0], large.decoder.up_blocks[-1]
+    with torch.no_grad():
+        for block in (*first.resnets, *last.resnets):
+            block.conv2.weight.zero_()
+        down = first.downsamplers[0].conv
+        up = large.decoder.up_blocks[-2].upsamplers[0].conv
+        if (
+            CHANNELS[-len(large.encoder.down_blocks)]
+            == CHANNELS[1 - len(large.encoder.down_blocks)]
+        ):
+            for conv, taps in ((down, [(0, 0), (0, 1), (1, 0), (1, 1)]), (up, [(1, 1)])):
+                conv.weight.zero_()
+                conv.bias.zero_()
+                for y, x in taps:
+                    conv.weight[:, :, y, x] = torch.eye(len(conv.weight)) / len(taps)
     return large, kept
 
 
@@ -156,11 +174,15 @@ def train(
     state_file, log = runs / "vae.pt", runs / "vae.jsonl"
     state = torch.load(state_file, map_location=device) if state_file.exists() else None
     first, drawn = (state["stage"], state["drawn"]) if state else (0, 0)
-    ends = np.cumsum([share for _, share, _, _ in STAGES])
+    ends = [float(end) for end in np.cumsum([share for _, share, _, _ in STAGES])]
+    sides = [side for side, *_ in STAGES]
     used = state["used"] if state else 0.0
-    if start and not state:  # an autoencoder of settled size exists: the stages below are done
-        first = [side for side, *_ in STAGES].index(SETTLED)
-        used = 60 * minutes * float(ends[first - 1])
+    if start:  # an autoencoder of settled size exists: the stages below are done
+        first = max(first, sides.index(SETTLED))
+    while first < len(STAGES) and (runs / f"vae-{sides[first]}.pt").exists():
+        first += 1
+    if first:
+        used = max(used, 60 * minutes * ends[first - 1])
     budget = Budget(minutes, used)
     for stage, (side, share, pixels, rate) in enumerate(STAGES):
         if stage < first or side > until:
@@ -188,7 +210,7 @@ def train(
         ]
         average, step = Average(vae, decay=0.995), 0
         adam = torch.optim.AdamW(groups, rate, betas=(0.9, 0.95), weight_decay=1e-4)
-        if state and stage == first:
+        if state and stage == state["stage"]:
             step = state["step"]
             vae.load_state_dict(state["live"])
             average.load_state_dict(state["average"])
@@ -203,10 +225,10 @@ def train(
             adam.param_groups[0]["lr"] = now
             # The new levels first learn to speak with the old ones: those then follow.
             adam.param_groups[1]["lr"] = now * min(1, max(0, (inside - 0.08) / 0.2))
-            whole = inside > 0.8 or side <= WINDOW
-            count = pixels // (side if whole else WINDOW) ** 2
+            window = side // 2 if side >= WINDOWED and inside < 0.8 else side
+            count = pixels // window**2
             mine = count // workers
-            x = batch(seed, drawn + rank * mine, mine, side, 0 if whole else WINDOW).to(device)
+            x = batch(seed, drawn + rank * mine, mine, side, window).to(device)
             loss = loss_of(vae, x, settled)
             adam.zero_grad()
             loss.backward()
@@ -216,7 +238,7 @@ def train(
             average.update()
             losses.append(loss.item())
             step, drawn = step + 1, drawn + count
-            if budget.used - told > 20:
+            if budget.used - told > 60:
                 with average:
                     quality = psnr(vae, looks)
                 say(

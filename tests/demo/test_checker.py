@@ -108,6 +108,21 @@ def test_blobs_are_no_shape(wobble: float) -> None:
     assert not any(judged(shape, p) for p in pictures for shape in SHAPES)
 
 
+@pytest.mark.parametrize(
+    ("points", "inner"), [(5, 1), (6, 1), (7, 1), (4, 0.5), (6, 0.5), (7, 0.5), (5, 0.7)]
+)
+def test_polygons_and_other_stars_are_no_shape(points: int, inner: float) -> None:
+    """Pentagon, hexagon, heptagon; stars of four, six and seven points; a star grown fat."""
+    corners = []
+    for k in range(2 * points):
+        a, r = k * math.pi / points, 0.3 * (inner if k % 2 else 1)
+        r = 0.3 * math.cos(math.pi / points) if inner == 1 and k % 2 else r
+        corners.append((0.5 + r * math.sin(a), 0.5 - r * math.cos(a)))
+    sheet = Sheet(256, YELLOW)
+    sheet.polygon(corners, BLUE)
+    assert not any(judged(shape, sheet.pixels()) for shape in SHAPES)
+
+
 def test_an_empty_picture_fails() -> None:
     assert not judged("circle", np.full((256, 256, 3), YELLOW, np.uint8))
 
