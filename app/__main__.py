@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from app.catalog import HOME, Catalog, CatalogError
+from app.catalog import Catalog, CatalogError
 from app.errors import EaselError
 from app.settings import Settings, SettingsError, read_settings
 
@@ -34,12 +34,10 @@ def _settings() -> Settings:
 
 
 def _catalog(settings: Settings) -> Catalog:
+    from app.source import open_catalog
+
     try:
-        return Catalog(
-            [HOME, *settings.models_path],
-            settings.data_dir.resolve() / "models",
-            settings.model_aliases,
-        )
+        return open_catalog(settings)
     except CatalogError as error:
         _fail(str(error))
 

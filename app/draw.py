@@ -14,6 +14,7 @@ from app.inputs import fit_inputs, open_inputs
 from app.message import Stepped
 from app.request import FORMATS, ImageFormat, ImageRequest
 from app.settings import Settings
+from app.source import find
 from app.worker import Worker, WorkerOptions
 
 
@@ -21,10 +22,11 @@ async def draw(
     settings: Settings, catalog: Catalog, request: ImageRequest, output: Path, device: str | None
 ) -> None:
     """Makes the request's pictures in `output`; several get -1, -2, ... before the ending."""
-    model = catalog.get(request.model or settings.model)
-    if not model.installed:
+    reference = request.model or settings.model
+    model = find(reference, catalog)
+    if model is None or not model.installed:
         raise NotInstalled(
-            f"{model.name} is not installed; `python -m app install {model.name}` installs it."
+            f"{reference} is not installed; `python -m app install {reference}` installs it."
         )
     request = replace(request, format=_format(output))
     if not output.parent.is_dir():

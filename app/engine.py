@@ -9,8 +9,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
 
 from app.audience import Audience, ask_of
 from app.catalog import Catalog
@@ -18,15 +16,11 @@ from app.device import Devices
 from app.dispatcher import Dispatcher, Rules
 from app.errors import (
     Busy,
-    EaselError,
     InvalidRequest,
-    LoadFailed,
     NotEnded,
-    NotInstalled,
     QueueFull,
     StorageFailed,
     Unavailable,
-    UnknownDevice,
     UnknownImage,
 )
 from app.inputs import fit_inputs, open_inputs
@@ -34,28 +28,16 @@ from app.job import ImageFile, Job, JobEvent, JobState, Progress
 from app.ledger import Ledger
 from app.live import LiveJob
 from app.machine import Machine
-from app.model import Model
 from app.pool import Pool
 from app.request import ImageRequest
+from app.serving import Serving
 from app.settings import Settings
 from app.store import Store
-from app.worker import Worker, WorkerOptions
+from app.worker import WorkerOptions
 
 log = logging.getLogger(__name__)
 
-RETRY_LOAD = 30.0  # seconds after which a job may try a model again that failed to load
 HOUSEKEEPING = 1.0  # seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Readiness:
-    """status is installing, loading, ready or failed; detail says why, for the person who waits."""
-
-    status: str
-    detail: str
-    model: str
-    device: str
-    progress: dict[str, Any] | None = None
 
 
 class Engine:
@@ -68,22 +50,19 @@ class Engine:
         self.closing = asyncio.Event()  # whoever waits is let go
         self._ledger = Ledger(store)
         self._pool = Pool(WorkerOptions.of(settings), machine)
+        self.serving = Serving(settings, catalog, self._pool, self.devices, self._pump)
         rules = Rules(starvation=settings.starvation, cancel_timeout=settings.cancel_timeout)
         self._jobs = Dispatcher(
-            self._pool, self._ledger, rules, place=self._place, load=self._worker_for
+            self._pool,
+            self._ledger,
+            rules,
+            place=self.serving.place,
+            load=self.serving.worker_for,
         )
         self._audience = Audience(
             self._jobs.cancel if settings.cancel_on_disconnect else None,
             window=settings.retry_window,
         )
-        model = catalog.get(settings.model)
-        if "device" in settings.model_fields_set:
-            model.check_device(settings.device)
-        self.serving: tuple[Model, str] = (model, self._default_device(model))
-        self.readiness = Readiness(
-            status="loading", detail="Starting.", model=model.name, device=self.serving[1]
-        )
-        self._failed_loads: dict[str, tuple[float, str]] = {}
         self._admitting: list[str] = []  # the faces of jobs on their way to the disk
         self._chores: list[asyncio.Task[None]] = []
 
@@ -97,7 +76,7 @@ class Engine:
         for job in unfinished:
             await self._jobs.recover(job)
         self._chores = [
-            asyncio.create_task(self._load_serving()),
+            asyncio.create_task(self.serving.bring_up()),
             asyncio.create_task(self._keep_house()),
         ]
 
@@ -148,7 +127,9 @@ class Engine:
             known = await self._known(owner, idempotency_key, digest)
             if known is not None:
                 return known
-        model = self._servable(request.model)
+        if self._jobs.stopping:
+            raise Unavailable("The service is shutting down; try again soon.", retry_after=5)
+        model = self.serving.servable(request.model)
         # On a thread: a large picture takes a while to decode.
         has_picture = request.init_image is not None
         pictures = await asyncio.to_thread(open_inputs, request) if has_picture else {}
@@ -300,88 +281,8 @@ class Engine:
             )
         return await self.job(job.id)
 
-    # Pipelines
-
-    def loaded_on(self, name: str) -> str | None:
-        """The device on which a model is warm."""
-        worker = self._pool.warm(name)
-        return worker.device if worker else None
-
-    async def load(self, name: str, device: str | None = None) -> tuple[Model, str]:
-        """Makes a model the serving pipeline when it is ready; until then, and if that fails, the
-        old one serves."""
-        model = self._installed(self.catalog.get(name))
-        device = device or self._device_of(model)
-        model.check_device(device)
-        absent = await self.devices.why_absent(device)
-        if absent is not None:
-            raise UnknownDevice(f"{device} is not available here: {absent}.", field="device")
-        await self._pool.get(model, device)
-        self._failed_loads.pop(model.name, None)
-        self.serving = (model, device)
-        self.readiness = Readiness(
-            status="ready", detail="The pipeline is ready.", model=model.name, device=device
-        )
+    def _pump(self) -> None:
         self._jobs.pump()
-        return self.serving
-
-    async def unload(self, name: str) -> None:
-        """Frees a model's memory; the next job for it loads it again."""
-        await self._pool.unload(self.catalog.get(name).name)
-
-    async def _load_serving(self) -> None:
-        model, device = self.serving
-        self.readiness = replace(self.readiness, detail=f"Loading {model.name} on {device}.")
-        try:
-            await self.load(model.name, device)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the service stays up and tells it
-            words = error.detail if isinstance(error, EaselError) else f"Loading broke: {error!r}."
-            log.error("load failed", extra={"model": model.name, "device": device, "detail": words})
-            self._failed_loads[model.name] = (time.monotonic(), words)
-            if self.readiness.status != "ready":  # another model may have been loaded meanwhile
-                self.readiness = replace(self.readiness, status="failed", detail=words)
-
-    async def _worker_for(self, job: Job, device: str) -> Worker:
-        """The worker for a job, loaded if need be."""
-        model = self._installed(self.catalog.get(job.model))
-        try:
-            return await self._pool.get(model, device)
-        except LoadFailed as error:
-            self._failed_loads[model.name] = (time.monotonic(), error.detail)
-            raise
-
-    def _place(self, job: Job) -> str:
-        """The device for a job: where its model is serving or warm, else the model's usual one."""
-        try:
-            return self._device_of(self.catalog.get(job.model))
-        except EaselError:
-            return self.serving[1]  # the model is gone; the job fails there
-
-    def _device_of(self, model: Model) -> str:
-        if model.name == self.serving[0].name:
-            return self.serving[1]
-        return self.loaded_on(model.name) or self._default_device(model)
-
-    def _default_device(self, model: Model) -> str:
-        device = self.settings.device
-        return device if model.supports(device) else model.devices[0]
-
-    def _servable(self, name: str | None) -> Model:
-        if self._jobs.stopping:
-            raise Unavailable("The service is shutting down; try again soon.", retry_after=5)
-        model = self._installed(self.catalog.get(name) if name is not None else self.serving[0])
-        when, why = self._failed_loads.get(model.name, (0.0, ""))
-        if why and time.monotonic() - when < RETRY_LOAD:
-            raise Unavailable(f"{model.name} cannot serve: {why}", retry_after=round(RETRY_LOAD))
-        return model
-
-    def _installed(self, model: Model) -> Model:
-        if not model.installed:
-            raise NotInstalled(
-                f"{model.name} is not installed; `python -m app install {model.name}` installs it.",
-                field="model",
-            )
-        return model
 
     async def _keep_house(self) -> None:
         while True:

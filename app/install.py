@@ -24,9 +24,10 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from app import source
-from app.catalog import HOME, Catalog, CatalogError
+from app.catalog import CatalogError
 from app.errors import EaselError
 from app.installer import Installer
+from app.machine import Machine
 from app.progress import OnProgress, Progress
 from app.settings import Settings, SettingsError, read_settings
 
@@ -65,7 +66,7 @@ def command(
     try:
         settings = read_settings()
         with _teller(as_json) as teller:
-            catalog = _catalog(settings)
+            catalog = source.open_catalog(settings)
             if family:
                 found = source.find(model, catalog)
                 print(found.folder if found else "")
@@ -74,6 +75,7 @@ def command(
                 catalog,
                 _models_dir(settings),
                 settings.convert_venv,
+                weight_format=Machine.of(settings).weight_format,
                 token=settings.token(),
                 on_progress=teller,
             )
@@ -106,12 +108,6 @@ def command(
 
 def _models_dir(settings: Settings) -> Path:
     return settings.data_dir.resolve() / "models"
-
-
-def _catalog(settings: Settings) -> Catalog:
-    catalog = Catalog([HOME, *settings.models_path], _models_dir(settings))
-    source.adopt_installed(catalog, _models_dir(settings))
-    return catalog
 
 
 def _fail(message: str, code: str, as_json: bool) -> NoReturn:

@@ -17,7 +17,7 @@ from app.catalog import Catalog
 from app.errors import InstallFailed, UnknownModel
 from app.hub import RemoteFile, Snapshot
 from app.manifest import Manifest
-from app.model import Model
+from app.model import Model, Weights
 from app.progress import Meter, OnProgress, Progress
 from app.staging import Staging, Wanted, alone, open_staging
 
@@ -28,7 +28,8 @@ _AT_ONCE = 4  # files
 
 
 class Installer:
-    """Installs into `models_dir`; `environment` is the folder of the convert environment."""
+    """Installs into `models_dir`; `environment` is the folder of the convert environment, and
+    `weight_format` what is taken where neither the caller nor the family decides."""
 
     def __init__(
         self,
@@ -36,12 +37,14 @@ class Installer:
         models_dir: Path,
         environment: Path,
         *,
+        weight_format: str = "int8",
         token: str | None = None,
         on_progress: OnProgress = lambda progress: None,
     ) -> None:
         self._catalog = catalog
         self._models_dir = models_dir.resolve()
         self._environment = environment.resolve()
+        self._format = weight_format
         self._token = token
         self._tell = on_progress
 
@@ -120,7 +123,7 @@ class Installer:
         facts = manifest.read(model.weights_dir) if model is not None else None
         if model is not None and (facts is None or facts.like is None):
             weights = model.weights
-            chosen = weight_format or weights.format
+            chosen = weight_format or self._format_for(weights)
             ready = (weights.openvino or {}).get(chosen)
             origin = ready or weights.repository
             if origin is None:
@@ -139,8 +142,16 @@ class Installer:
         origin = facts.reference if facts is not None else reference
         if not source.is_reference(origin):
             raise UnknownModel(f"There is no model {reference!r}.", field="model")
-        chosen = weight_format or (facts.format if facts else None) or "int8"
+        chosen = weight_format or (facts.format if facts else None) or self._format
         return _from(origin, source.name_of(origin), chosen, listed=False)
+
+    def _format_for(self, weights: Weights) -> str:
+        """What the family says; else the machine's format, unless another one is ready-made: a
+        download beats a conversion."""
+        ready = weights.openvino or {}
+        if weights.format is not None:
+            return weights.format
+        return self._format if self._format in ready else next(iter(ready), self._format)
 
     def _install(self, wanted: Wanted, target: Path, staging: Staging) -> None:
         self._tell(Progress(state="checking", detail=f"Looking at {wanted.reference}"))

@@ -27,7 +27,7 @@ class Weights:
     folder: str | None = None  # inside the repository
     files: tuple[str, ...] = ()  # patterns of what is taken from it as it is, without a conversion
     variable: str | None = None  # an environment variable that names another folder for the weights
-    format: str = "int8"  # the weight format to install by default: fp16, int8 or int4
+    format: str | None = None  # fp16, int8 or int4; None: what is ready-made, or fits the machine
     gated: bool = False  # a licence has to be accepted on the hub first
     bytes: int = 0  # roughly what the installed files take
 

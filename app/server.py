@@ -17,13 +17,13 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from app import __version__, errors
-from app.catalog import HOME, Catalog
 from app.engine import Engine
 from app.faces import faces
 from app.faces.face import problem
 from app.gate import Gate
 from app.machine import Machine
 from app.settings import Settings
+from app.source import open_catalog
 from app.store import Store
 
 log = logging.getLogger(__name__)
@@ -40,11 +40,7 @@ The answer names the picture's address; all routes are at {url}/docs
 
 def create_app(settings: Settings) -> FastAPI:
     """The application for these settings; raises CatalogError, UnknownModel or StorageFailed."""
-    catalog = Catalog(
-        [HOME, *settings.models_path],
-        settings.data_dir.resolve() / "models",
-        settings.model_aliases,
-    )
+    catalog = open_catalog(settings)
     store = Store(
         settings.data_dir.resolve(),
         url=settings.database_url,

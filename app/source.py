@@ -19,9 +19,10 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from app import manifest
-from app.catalog import Catalog, CatalogError
+from app.catalog import HOME, Catalog, CatalogError
 from app.errors import InstallFailed, UnknownModel
 from app.model import Model, Weights
+from app.settings import Settings
 
 Kind = Literal["openvino", "diffusers"]
 Index = dict[str, Any]  # a model_index.json: the name of each part -> its library and class
@@ -110,6 +111,14 @@ def find(reference: str, catalog: Catalog) -> Model | None:
     model = stranger(reference, recognise(folder, catalog), catalog, weights_dir=folder)
     catalog.add(model)
     return model
+
+
+def open_catalog(settings: Settings) -> Catalog:
+    """The models of all families, and what was installed beside them; raises CatalogError."""
+    models_dir = settings.data_dir.resolve() / "models"
+    catalog = Catalog([HOME, *settings.models_path], models_dir, settings.model_aliases)
+    adopt_installed(catalog, models_dir)
+    return catalog
 
 
 def adopt_installed(catalog: Catalog, models_dir: Path) -> None:

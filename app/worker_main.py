@@ -24,7 +24,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from app import image
+from app import image, manifest
 from app.errors import EaselError, GenerationFailed, LoadFailed
 from app.inputs import put_back, read_inputs
 from app.message import (
@@ -100,6 +100,7 @@ def main() -> None:
 
 
 def _load(load: Load) -> Pipeline:
+    manifest.check(load.model)
     options = LoadOptions(
         model=load.model,
         cache_dir=load.cache_dir,

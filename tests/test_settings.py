@@ -30,7 +30,7 @@ BAD_VALUES = [
     ({"API_KEYS": " , "}, "API_KEYS", "no key"),
     ({"GENERATION_AUTH_KEY": " "}, "GENERATION_AUTH_KEY", "no key"),
     ({"API_KEY_FILE": "/no/such/file"}, "API_KEY_FILE", "/no/such/file"),
-    ({"API_KEY_FILE": "/dev/null"}, "API_KEY_FILE", "no key"),
+    ({"API_KEY_FILE": "/dev/null"}, "API_KEY_FILE", "which is empty"),
     ({"HF_TOKEN_FILE": "/no/such/file"}, "HF_TOKEN_FILE", "/no/such/file"),
 ]
 

@@ -32,7 +32,7 @@ class Body(BaseModel):
 
 
 async def _available(engine: Engine) -> bool:
-    if engine.readiness.status != "ready":
+    if engine.serving.readiness.status != "ready":
         return False
     last = await engine.jobs(face=NAME, limit=1)
     return not last or last[0].state.ended
@@ -47,7 +47,7 @@ async def status(request: Request) -> dict[str, bool]:
 async def post_generate(request: Request, body: Body) -> dict[str, str]:
     """Starts a generation; 429 while one is running or no pipeline is ready."""
     engine = engine_of(request)
-    if engine.readiness.status != "ready":
+    if engine.serving.readiness.status != "ready":
         raise Busy(BUSY)
     job = await engine.submit(
         ImageRequest(prompt=body.prompt), face=NAME, owner=owner_of(request), alone=True

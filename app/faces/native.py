@@ -289,8 +289,9 @@ def _model(model: Model, engine: Engine) -> dict[str, Any]:
         "family": model.family,
         "licence": model.licence,
         "installed": model.installed,
+        "installing": engine.serving.installing.get(model.name),
         "bytes": model.weights.bytes,
-        "loaded": engine.loaded_on(model.name),
+        "loaded": engine.serving.loaded_on(model.name),
         "devices": list(model.devices),
         "defaults": asdict(model.defaults),
         "limits": asdict(model.limits),
@@ -304,14 +305,14 @@ async def load_model(request: Request, name: str, body: LoadBody | None = None) 
     serves."""
     engine = engine_of(request)
     device = body.device.upper() if body and body.device else None
-    model, _ = await engine.load(name, device)
+    model, _ = await engine.serving.load(name, device)
     return _model(model, engine)
 
 
 @router.delete("/models/{name}/load", status_code=204, tags=["models"])
 async def unload_model(request: Request, name: str) -> Response:
     """Frees the model's memory. The next job for it loads it again."""
-    await engine_of(request).unload(name)
+    await engine_of(request).serving.unload(name)
     return Response(status_code=204)
 
 
@@ -329,7 +330,7 @@ async def health() -> dict[str, str]:
 @router.get("/health/ready", tags=["health"])
 async def ready(request: Request) -> Response:
     """200 when a job handed in now would be worked on, else 503 and why not yet."""
-    readiness = engine_of(request).readiness
+    readiness = engine_of(request).serving.readiness
     if readiness.status == "ready":
         body = {"status": "ready", "model": readiness.model, "device": readiness.device}
         return JSONResponse(body)

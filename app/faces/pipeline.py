@@ -70,7 +70,9 @@ async def select_device(request: Request, body: DeviceBody, last: LastRun) -> di
     engine = engine_of(request)
     if last is not None and not last.state.ended:
         raise Busy("Pipeline execution is running; select the device when it has ended.")
-    _, device = await engine.load(body.model or engine.serving[0].name, body.device.upper())
+    _, device = await engine.serving.load(
+        body.model or engine.serving.current[0].name, body.device.upper()
+    )
     return {"status": "success", "message": f"Pipeline prepared on {device}."}
 
 
@@ -78,7 +80,7 @@ async def select_device(request: Request, body: DeviceBody, last: LastRun) -> di
 async def run(request: Request, body: RunBody) -> dict[str, str]:
     """Starts a run in the background; 409 while one is running or no pipeline is ready."""
     engine = engine_of(request)
-    if engine.readiness.status != "ready":
+    if engine.serving.readiness.status != "ready":
         raise Busy(BUSY)
     try:
         job = await engine.submit(to_request(body), face=NAME, owner=owner_of(request), alone=True)
@@ -94,15 +96,15 @@ async def run(request: Request, body: RunBody) -> dict[str, str]:
 @router.get("/status")
 async def status(request: Request, last: LastRun) -> dict[str, Any]:
     """About the last run only. Reading it changes nothing."""
-    model, device = engine_of(request).serving
+    serving = engine_of(request).serving.readiness
     return {
         "running": last is not None and not last.state.ended,
         "completed": last is not None and last.state is JobState.SUCCEEDED,
         "job": last.id if last else None,
         "step": last.progress.step if last else 0,
         "steps": last.progress.steps if last else 0,
-        "device": (last.device if last else None) or device,
-        "model": last.model if last else model.name,
+        "device": (last.device if last else None) or serving.device,
+        "model": last.model if last else serving.model,
         "error": last.error.message if last and last.error else None,
     }
 

@@ -130,7 +130,7 @@ async def generate(request: Request, body: dict[str, Any]) -> Response:
     off = {key for key, value in rest.items() if value in _OFF.get(key, ())}
     warnings += unknown(rest, harmless=_HARMLESS | off)
     if asked.model and not known.override_settings_restore_afterwards:
-        await engine.load(asked.model)
+        await engine.serving.load(asked.model)
     job = await engine.submit(
         asked, lenient=True, face=NAME, owner=owner_of(request), tag=known.force_task_id
     )

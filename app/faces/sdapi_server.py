@@ -57,7 +57,7 @@ def _json(content: Any) -> Response:
 
 @router.get("/options")
 async def get_options(request: Request) -> dict[str, Any]:
-    name = engine_of(request).serving[0].name
+    name = engine_of(request).serving.current[0].name
     return {"sd_model_checkpoint": name, "sd_checkpoint_hash": None, "sd_vae": "Automatic",
             "samples_format": "png", "CLIP_stop_at_last_layers": 1}  # fmt: skip
 
@@ -68,7 +68,7 @@ async def post_options(request: Request, body: dict[str, Any]) -> dict[str, Any]
     got them."""
     name = body.get("sd_model_checkpoint")
     if isinstance(name, str) and name:
-        await engine_of(request).load(name)
+        await engine_of(request).serving.load(name)
     return {}
 
 
@@ -83,7 +83,7 @@ async def sd_models(request: Request) -> list[dict[str, Any]]:
 
 @router.get("/samplers")
 async def samplers(request: Request) -> list[dict[str, Any]]:
-    names = engine_of(request).serving[0].samplers
+    names = engine_of(request).serving.current[0].samplers
     titles = image.SAMPLER_TITLES
     return [{"name": titles.get(name, name), "aliases": [name], "options": {}} for name in names]
 
