@@ -38,6 +38,8 @@ class Service:
 
     def start(self) -> None:
         """Starts it, again after stop() or kill(): same folder, same settings, another port."""
+        if hasattr(self, "client"):
+            self.client.close()
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         environment = {
