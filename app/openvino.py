@@ -51,6 +51,7 @@ def load(
     if options.threads and device == "CPU":
         properties["INFERENCE_NUM_THREADS"] = options.threads
     try:
+        _check_tokenizers(weights)
         # The path alone first: the constructor that takes a device holds the GIL until all is
         # compiled.
         pipeline = genai.InpaintingPipeline(weights)
@@ -60,6 +61,14 @@ def load(
         raise LoadFailed(
             f"{options.model.name} cannot be loaded on {device}: {_words(error)}"
         ) from error
+
+
+def _check_tokenizers(weights: Path) -> None:
+    """The runtime misses a tokenizer only when the first prompt comes."""
+    for encoder in sorted(weights.glob("text_encoder*")):
+        folder = weights / encoder.name.replace("text_encoder", "tokenizer")
+        if not (folder / "openvino_tokenizer.xml").is_file():
+            raise RuntimeError(f"{folder} has no openvino_tokenizer.xml.")
 
 
 class OpenVINOPipeline:

@@ -94,7 +94,7 @@ class Serving:
         """Makes a model the serving pipeline when it is ready; until then, and if that fails, the
         old one serves."""
         model = self._installed(self._catalog.get(name))
-        device = device or self._device_of(model)
+        device = self._device_of(model) if device is None else device
         model.check_device(device)
         absent = await self._devices.why_absent(device)
         if absent is not None:

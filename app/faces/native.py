@@ -304,7 +304,7 @@ async def load_model(request: Request, name: str, body: LoadBody | None = None) 
     """Makes the model the serving pipeline; answers when it is ready. Until then the old one
     serves."""
     engine = engine_of(request)
-    device = body.device.upper() if body and body.device else None
+    device = body.device.upper() if body and body.device is not None else None
     model, _ = await engine.serving.load(name, device)
     return _model(model, engine)
 
