@@ -18,6 +18,7 @@ from app.errors import EaselError, WorkerDied
 from app.job import ImageFile, Job, JobError, JobState, Progress
 from app.ledger import Ledger
 from app.live import LiveJob
+from app.logs import request_id
 from app.message import Drawn, Encoded, Stepped, Stopped
 from app.pool import Pool
 from app.worker import Task, Worker
@@ -137,6 +138,7 @@ class Dispatcher:
     async def _run(self, live: LiveJob, device: str) -> None:
         """One attempt. The device is given on as soon as the pictures are drawn: encoding and
         keeping them goes on beside the next job."""
+        request_id.set(live.request_id)
         began = time.monotonic()
         try:
             task, drawn, load_ms = await self._draw(live, device)
@@ -273,9 +275,9 @@ class Dispatcher:
         live.job = await self._ledger.finish(ended, files or {})
         live.publish("done")
         self.live.pop(live.job.id, None)
-        self._log_end(live.job)
+        self._log_end(live.job, live.request_id)
 
-    def _log_end(self, job: Job) -> None:
+    def _log_end(self, job: Job, request_id: str | None) -> None:
         log.info(
             "job ended",
             extra={
@@ -285,6 +287,7 @@ class Dispatcher:
                 "device": job.device,
                 "ms": round(((job.finished or job.created) - job.created) * 1000),
                 "error": job.error.code if job.error else None,
+                "request_id": request_id,
             },
         )
 

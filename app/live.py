@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from app.job import Job, JobEvent, JobState, Progress
+from app.logs import request_id
 from app.worker import Worker
 
 
@@ -21,6 +22,7 @@ class LiveJob:
         self.ending = False  # True once its end is on the way to the disk
         self.audience = 0  # callers that wait for it
         self.ask = ""  # what was asked, where a repeated request shall find the job again
+        self.request_id = request_id.get()  # of the request that handed it in
         self.worker: Worker | None = None  # while it runs
         self._changed = asyncio.Event()
         self._first_step: tuple[float, int] | None = None

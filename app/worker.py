@@ -6,6 +6,7 @@ Knows processes and messages; knows no queue, no store and no retries.
 import asyncio
 import collections
 import contextlib
+import contextvars
 import logging
 import pickle
 import signal
@@ -133,7 +134,8 @@ class Worker:
                 start_new_session=True,  # Ctrl-C in a terminal reaches the service alone
             )
         self._reader, self._writer = await asyncio.open_connection(sock=ours, limit=LIMIT)
-        self._listeners = [asyncio.create_task(self._log_output())]
+        # In a context of its own: what a worker says later is not of the request that started it.
+        self._listeners = [asyncio.create_task(self._log_output(), context=contextvars.Context())]
 
     async def _load(self) -> None:
         options = self.options
