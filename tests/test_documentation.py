@@ -1,0 +1,66 @@
+"""The documents name every route, every setting, every key and every family."""
+
+import re
+from pathlib import Path
+
+from app.catalog import HOME, Catalog
+from app.errors import EaselError
+from app.faces.native import JobBody
+from app.settings import Settings
+
+README = (HOME / "README.md").read_text()
+DOCS = "\n".join(path.read_text() for path in sorted((HOME / "docs").rglob("*.md"))) + README
+NATIVE = (HOME / "docs" / "api.md").read_text()
+
+
+def test_every_route_is_documented(service):
+    paths = service.client.get("/openapi.json").json()["paths"]
+    missing = [
+        f"{method} {path}"
+        for path, methods in paths.items()
+        for method in map(str.upper, methods)
+        if not re.search(rf"{method} {re.escape(path)}(?![\w/{{-])", DOCS)
+    ]
+    assert not missing, f"not documented: {missing}"
+
+
+def test_every_setting_is_in_the_readmes_table():
+    table = "\n".join(line for line in README.splitlines() if line.startswith("|"))
+    missing = [name.upper() for name in Settings.model_fields if f"`{name.upper()}`" not in table]
+    assert not missing, f"not documented: {missing}"
+
+
+def test_no_setting_is_documented_that_does_not_exist():
+    rows = [line.split("|")[1] for line in README.splitlines() if line.startswith("| `")]
+    named = re.findall(r"`([A-Z][A-Z_]+)`", " ".join(rows))
+    assert set(named) <= {name.upper() for name in Settings.model_fields}
+
+
+def test_every_key_of_a_job_is_documented():
+    missing = [name for name in JobBody.model_fields if f"`{name}`" not in NATIVE]
+    assert not missing, f"not documented: {missing}"
+
+
+def test_every_family_and_every_model_is_documented():
+    models = list(Catalog([HOME], Path("nowhere")))
+    missing = [m.family for m in models if f"{m.family}/" not in README]
+    assert not missing, f"not documented: {missing}"
+    missing = [m.name for m in models if f"`{m.name}`" not in DOCS]
+    assert not missing, f"not documented: {missing}"
+
+
+def test_every_error_code_is_documented():
+    codes: set[str] = set()
+    kinds: list[type[EaselError]] = [EaselError]
+    for kind in kinds:
+        codes.add(kind.code)
+        kinds.extend(kind.__subclasses__())
+    missing = sorted(code for code in codes if f"`{code}`" not in NATIVE)
+    assert not missing, f"not documented: {missing}"
+
+
+def test_the_tree_in_the_readme_shows_what_is_there():
+    """A folder that the README shows exists, so that it is not a plan."""
+    shown = re.findall(r"^(?:    )?([\w.-]+)/ ", README, re.MULTILINE)
+    missing = [folder for folder in shown if not (HOME / folder).is_dir()]
+    assert not missing, f"not documented: {missing}"
