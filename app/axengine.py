@@ -89,7 +89,7 @@ def card_index(device: str) -> int:
 _held: dict[int, int] = {}  # card -> the file descriptor of its lock
 
 
-def hold_card(device: str, *, patience: float = 10.0) -> None:
+def hold_card(device: str, *, patience: float = 5.0) -> None:
     """Keeps the card for this process until it ends; raises LoadFailed when another has it.
 
     More pipelines on a card bring no throughput, and at the fourth the driver fails for all. A
