@@ -89,7 +89,7 @@ def card_index(device: str) -> int:
 _held: dict[int, int] = {}  # card -> the file descriptor of its lock
 
 
-def hold_card(device: str, *, patience: float = 10.0) -> None:
+def hold_card(device: str, *, patience: float = 5.0) -> None:
     """Keeps the card for this process until it ends; raises LoadFailed when another has it.
 
     More pipelines on a card bring no throughput, and at the fourth the driver fails for all. A
@@ -99,10 +99,7 @@ def hold_card(device: str, *, patience: float = 10.0) -> None:
     if card in _held:
         return
     path = _lock_folder() / f"easel-axera-{card}.lock"
-    try:
-        lock = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        lock = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+    lock = _open_lock(path)
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -118,6 +115,17 @@ def hold_card(device: str, *, patience: float = 10.0) -> None:
         else:
             _held[card] = lock
             return
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        if path.exists():  # where all may write, opening another's file to create it is refused
+            return os.open(path, os.O_RDONLY)
+        lock = os.open(path, os.O_RDONLY | os.O_CREAT)
+        os.fchmod(lock, 0o644)  # whatever the umask: other users' services are to see it
+    except OSError as error:
+        raise LoadFailed(f"The card's lock {path} cannot be opened: {error.strerror}.") from error
+    return lock
 
 
 def _lock_folder() -> Path:

@@ -123,7 +123,7 @@ class Pool:
         """Whose end would make room: all others where memory is short, or those on the device."""
         if self._used() + model.memory > self._budget:
             return self._workers.keys() | self._loading.keys()
-        loaded = {key: worker.model for key, worker in self._workers.items() if _alive(worker)}
+        loaded = {at: worker.model for at, worker in self._workers.items() if _alive(worker)}
         return {
             other
             for other, neighbour in (loaded | self._loading).items()

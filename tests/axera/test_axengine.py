@@ -2,6 +2,7 @@
 
 import ctypes.util
 import multiprocessing
+import os
 import sys
 from pathlib import Path
 
@@ -122,6 +123,20 @@ def test_ids_are_cast_to_what_the_encoder_takes(tiny_set: Path) -> None:
     path = tiny_set / "text_encoder" / "sd15_text_encoder_sim.axmodel"
     graph = Graph("text encoder", path, "AXERA")
     assert graph({"input_ids": np.zeros((1, 77), np.int64)}).shape == (1, 77, 768)
+
+
+def test_the_lock_is_for_all_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(axengine, "_lock_folder", lambda: tmp_path)
+    monkeypatch.setattr(axengine, "_held", {})
+    before = os.umask(0o077)
+    try:
+        axengine.hold_card("AXERA.3")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "easel-axera-3.lock").stat().st_mode & 0o777 == 0o644
+    monkeypatch.setattr(axengine, "_lock_folder", lambda: tmp_path / "nowhere")
+    with pytest.raises(LoadFailed, match="cannot be opened"):
+        axengine.hold_card("AXERA.4")
 
 
 def test_a_card_is_held_by_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ if not get_available_providers():
         f"{get_all_providers()}"
     )
 
+print("[INFO] Available providers: ", get_available_providers())  # some versions do
+
 from axengine.session import InferenceSession, NodeArg, SessionOptions  # noqa: E402 - as the runtime
 
 __all__ = [
