@@ -37,6 +37,19 @@ def environment_is_ready(folder: Path) -> bool:
     return stamp.is_file() and stamp.read_text() == _fingerprint()
 
 
+def check_place(folder: Path) -> None:
+    """Raises InstallFailed when there is no convert environment and none can be made."""
+    if environment_is_ready(folder):
+        return
+    above = next(place for place in (folder, *folder.parents) if place.exists())
+    if not os.access(above, os.W_OK):
+        raise InstallFailed(
+            f"This has to be converted, and the environment for it cannot be made: {above} may "
+            "not be written to. In a container, run this in the image that converts (its build "
+            "target `convert`); elsewhere, set CONVERT_VENV to a folder that may be written to."
+        )
+
+
 def make_environment(folder: Path, log: Path, on_progress: OnProgress) -> None:
     """Makes the convert environment, or brings an interrupted or outdated one up to date.
 

@@ -214,6 +214,7 @@ class Installer:
         room.check_disk(staging.folder, size - here + extra, wanted.name)
         if converts:
             room.check_memory(size, wanted.name)
+            convert.check_place(self._environment)
         if not wanted.listed:
             self._fetch(
                 snapshot, [file for file in files if file.path.endswith(".json")], staging.download
@@ -292,6 +293,7 @@ class Installer:
     def _prepare_environment(self, staging: Staging) -> None:
         if convert.environment_is_ready(self._environment):
             return
+        convert.check_place(self._environment)
         room.check_disk(
             self._environment, convert.ENVIRONMENT_BYTES, "the environment for conversions"
         )

@@ -2,6 +2,8 @@
 written."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,18 @@ def test_the_example_of_a_family_of_ones_own(tmp_path: Path) -> None:
         picture = tmp_path / "circle.png"
         machine.easel("generate", "a red circle", "--model", "shapes", "-o", str(picture))
         assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("script", ["setup.sh", "stable-diffusion-xl/setup.sh"])
+def test_the_setup_scripts_install_a_model(tmp_path: Path, script: str) -> None:
+    if not Path(sys.prefix, ".installed-runtime").exists():
+        pytest.skip("the environment was not made by run.sh, which would make it again")
+    with Hub() as hub:
+        hub.add("OpenVINO/stable-diffusion-xl-base-1.0-int8-ov", BUNDLED)
+        machine = Machine(tmp_path, hub)
+        environ = machine.environ | {"VENV": sys.prefix, "MODEL": "sdxl"}
+        done = subprocess.run(
+            [HOME / script], env=environ, cwd=tmp_path, text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert machine.is_whole("stable-diffusion-xl")
