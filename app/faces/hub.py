@@ -109,7 +109,7 @@ def _parse(data: bytes) -> Body:
         return Body.model_validate(json.loads(data))
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidRequest("The body is neither JSON nor a picture.") from None
 
 

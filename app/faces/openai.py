@@ -91,7 +91,7 @@ def to_request(body: Body, files: dict[str, bytes]) -> ImageRequest:
     return ImageRequest(
         prompt=body.prompt,
         negative_prompt=body.negative_prompt,
-        model=body.model,
+        model=body.model or None,
         width=int(size[1]) if size else None,
         height=int(size[2]) if size else None,
         steps=body.steps,

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from app import __version__, errors, image
 from app.faces.face import (
@@ -34,9 +34,7 @@ _FORMATS: dict[str, ImageFormat] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg",
 _HARMLESS = frozenset(
     """url auth subseed s_tmax script_args save_images do_not_save_samples do_not_save_grid
     image_cfg_scale include_init_images sampler_index infotext refiner_switch_at comments
-    disable_extra_networks hr_scale hr_upscaler hr_second_pass_steps hr_resize_x hr_resize_y
-    hr_checkpoint_name hr_sampler_name hr_scheduler hr_prompt hr_negative_prompt hr_cfg
-    firstphase_width firstphase_height latent_mask""".split()  # noqa: SIM905
+    disable_extra_networks firstphase_width firstphase_height latent_mask""".split()  # noqa: SIM905
 )
 # Keys that would change the picture, unless they say that they are off.
 _OFF: dict[str, tuple[Any, ...]] = {
@@ -45,7 +43,7 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "script_name": ("",), "alwayson_scripts": ({},), "eta": (0, 1), "s_churn": (0,),
     "s_tmin": (0,), "s_noise": (1,), "s_min_uncond": (0,), "initial_noise_multiplier": (1,),
     "scheduler": ("", "automatic", "Automatic"), "refiner_checkpoint": ("", "None"),
-    "sd_vae": ("", "Automatic", "None"), "CLIP_stop_at_last_layers": (0, 1),
+    "sd_vae": ("", "Automatic", "None"), "CLIP_stop_at_last_layers": (0, 1), "clip_skip": (0, 1),
 }  # fmt: skip
 
 router = APIRouter(tags=["sdapi"])
@@ -59,7 +57,9 @@ class Body(BaseModel):
     prompt: str = ""
     negative_prompt: str | None = None
     seed: int | None = None
-    sampler_name: str | None = None
+    sampler_name: str | None = Field(
+        default=None, validation_alias=AliasChoices("sampler_name", "sampler_index")
+    )
     batch_size: int = 1
     n_iter: int = 1
     steps: int | None = None
@@ -127,7 +127,7 @@ async def generate(request: Request, body: dict[str, Any]) -> Response:
     settings = dict(known.override_settings)
     asked = to_request(known, settings, warnings)
     rest = (known.model_extra or {}) | settings
-    off = {key for key, value in rest.items() if value in _OFF.get(key, ())}
+    off = {key for key in rest if key.startswith("hr_") or rest[key] in _OFF.get(key, ())}
     warnings += unknown(rest, harmless=_HARMLESS | off)
     if asked.model and not known.override_settings_restore_afterwards:
         await engine.serving.load(asked.model)
