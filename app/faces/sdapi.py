@@ -18,7 +18,6 @@ from app.faces.face import (
     headers_of,
     leniently,
     owner_of,
-    pictures,
     status_of,
     unknown,
 )
@@ -135,13 +134,12 @@ async def generate(request: Request, body: dict[str, Any]) -> Response:
         asked, lenient=True, face=NAME, owner=owner_of(request), tag=known.force_task_id
     )
     try:
-        job = await finished(request, job)
+        job, files = await finished(request, job)
     except errors.JobCanceled:
-        job = await engine.job(job.id)  # interrupted: an answer without pictures
+        job, files = await engine.job(job.id), []  # an answer without pictures
         warnings.append("interrupted.")
-    files = await pictures(request, job) if known.send_images else []
     answer = {
-        "images": [image.to_base64(file) for file in files],
+        "images": [image.to_base64(file) for file in files if known.send_images],
         "parameters": known.model_dump(include=set(Body.model_fields) - {"init_images", "mask"}),
         "info": json.dumps(to_info(job, [*warnings, *job.warnings], known)),
     }
@@ -220,36 +218,6 @@ async def interrupt(request: Request) -> dict[str, Any]:
     for live in [live for live in active if live.job.state is JobState.RUNNING or live is first]:
         await engine.cancel(live.job.id)
     return {}
-
-
-@router.post("/internal/progress")
-async def task_progress(request: Request, body: dict[str, Any]) -> dict[str, Any]:
-    """Of the job that came with this force_task_id."""
-    engine, owner, tag = engine_of(request), owner_of(request), str(body.get("id_task", ""))
-    active = engine.active(face=NAME, owner=owner)
-    live = next((live for live in active if live.job.tag == tag), None)
-    past = [] if live else await engine.jobs(face=NAME, limit=100)
-    ended = any(job.tag == tag and job.owner == owner for job in past)
-    preview = live.preview if live and body.get("live_preview", True) else None
-    number = live.job.progress.step if live else 0
-    running = live is not None and live.job.state is JobState.RUNNING
-    return {
-        "active": running,
-        "queued": live is not None and not running,
-        "completed": ended,
-        "progress": live.job.progress.fraction if live else None,
-        "eta": live.job.progress.eta_seconds if live else None,
-        "live_preview": image.to_data_uri(preview, "image/jpeg") if preview else None,
-        "id_live_preview": number if preview else -1,
-        "textinfo": "Waiting..." if live and not running else None,
-    }
-
-
-@router.get("/internal/pending-tasks")
-async def pending_tasks(request: Request) -> dict[str, Any]:
-    active = engine_of(request).active(face=NAME, owner=owner_of(request))
-    tags = [live.job.tag for live in active if live.job.tag]
-    return {"size": len(tags), "tasks": tags}
 
 
 def render_error(error: errors.EaselError) -> Response:
