@@ -273,6 +273,7 @@ class Dispatcher:
         told = JobError(code=error.code, message=error.detail) if error else None
         ended = replace(live.job, state=state, error=told, finished=time.time(), **values)
         live.job = await self._ledger.finish(ended, files or {})
+        live.pictures = list((files or {}).values()) if live.job.images else []
         live.publish("done")
         self.live.pop(live.job.id, None)
         self._log_end(live.job, live.request_id)

@@ -49,8 +49,11 @@ class Ledger:
         await self._call(self._store.delete, job_id)
 
     async def read(self, job_id: str, name: str) -> bytes:
+        return (await self.read_all(job_id, [name]))[0]
+
+    async def read_all(self, job_id: str, names: list[str]) -> list[bytes]:
         try:
-            return await self._call(self._store.read, job_id, name)
+            return await self._call(lambda: [self._store.read(job_id, name) for name in names])
         except StorageFailed:
             raise UnknownImage("The file is no longer there.") from None
 

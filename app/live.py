@@ -20,6 +20,7 @@ class LiveJob:
         self.ended = asyncio.Event()
         self.wanted = True  # False once it is canceled
         self.ending = False  # True once its end is on the way to the disk
+        self.pictures: list[bytes] = []  # when it has succeeded, for those who waited
         self.audience = 0  # callers that wait for it
         self.ask = ""  # what was asked, where a repeated request shall find the job again
         self.request_id = request_id.get()  # of the request that handed it in

@@ -95,10 +95,11 @@ def owner_of(request: Request) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:32] if key else ""
 
 
-async def finished(request: Request, job: Job) -> Job:
-    """The job once it has succeeded, for a client that waits; raises what it failed with. When the
-    client hangs up meanwhile, the engine hears that nobody waits any more."""
+async def finished(request: Request, job: Job) -> tuple[Job, list[bytes]]:
+    """The job once it has succeeded, and its pictures' files, for a client that waits; raises what
+    it failed with. When the client hangs up meanwhile, the engine hears that nobody waits."""
     engine = engine_of(request)
+    live = engine.live(job.id)
     gone = asyncio.ensure_future(_hung_up(request))
     with engine.attend(job.id):
         waiting = asyncio.ensure_future(engine.wait(job.id))
@@ -106,7 +107,8 @@ async def finished(request: Request, job: Job) -> Job:
             await asyncio.wait([waiting, gone], return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
                 raise errors.HungUp("The client hung up.")
-            return succeeded(waiting.result())
+            job = succeeded(waiting.result())
+            return job, (live.pictures if live else []) or await engine.pictures(job)
         finally:
             gone.cancel()
             waiting.cancel()
@@ -160,19 +162,12 @@ def succeeded(job: Job) -> Job:
     raise errors.from_code(job.error.code, job.error.message)
 
 
-async def pictures(request: Request, job: Job) -> list[bytes]:
-    """The files of an ended job's pictures."""
-    engine = engine_of(request)
-    return [(await engine.image(job.id, n))[1] for n in range(len(job.images))]
-
-
-async def first_picture(request: Request, job: Job, warnings: Sequence[str]) -> Response:
-    """The first picture's bytes, with the seed and the warnings beside them."""
-    file, data = await engine_of(request).image(job.id, 0)
-    headers = {"X-Seed": str(file.seed)}
+def picture_response(job: Job, data: bytes, warnings: Sequence[str]) -> Response:
+    """A picture's bytes, with the seed and the warnings beside them."""
+    headers = {"X-Seed": str(job.recipe.seed)}
     if warnings:
         headers["X-Warnings"] = " ".join(warnings).encode("ascii", "replace").decode()[:2000]
-    return Response(data, media_type=file.media_type, headers=headers)
+    return Response(data, media_type=job.images[0].media_type, headers=headers)
 
 
 def leniently(kind: type[B], body: Mapping[str, Any]) -> tuple[B, list[str]]:

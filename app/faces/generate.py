@@ -14,11 +14,10 @@ from app.faces.face import (
     Face,
     engine_of,
     finished,
-    first_picture,
     headers_of,
     leniently,
     owner_of,
-    pictures,
+    picture_response,
     status_of,
     unknown,
     wanted_format,
@@ -94,11 +93,10 @@ async def generate(request: Request, body: dict[str, Any]) -> Response:
     job = await engine_of(request).submit(
         to_request(known, form), lenient=not strict, face="generate", owner=owner_of(request)
     )
-    job = await finished(request, job)
+    job, [data] = await finished(request, job)
     warnings += job.warnings
     if form is not None:
-        return await first_picture(request, job, warnings)
-    [data] = await pictures(request, job)
+        return picture_response(job, data, warnings)
     return JSONResponse(
         {
             "status": "ok",

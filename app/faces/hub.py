@@ -15,9 +15,9 @@ from app.faces.face import (
     Face,
     engine_of,
     finished,
-    first_picture,
     headers_of,
     owner_of,
+    picture_response,
     status_of,
     wanted_format,
 )
@@ -100,8 +100,8 @@ async def run(request: Request, model: str) -> Response:
     is_json = "json" in kind or data.lstrip()[:1] == b"{"
     asked = to_request(model, _parse(data) if is_json else data, wanted_format(request))
     job = await engine_of(request).submit(asked, face="hub", owner=owner_of(request))
-    job = await finished(request, job)
-    return await first_picture(request, job, job.warnings)
+    job, [data] = await finished(request, job)
+    return picture_response(job, data, job.warnings)
 
 
 def _parse(data: bytes) -> Body:
@@ -109,7 +109,7 @@ def _parse(data: bytes) -> Body:
         return Body.model_validate(json.loads(data))
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidRequest("The body is neither JSON nor a picture.") from None
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from app import image
 from app.engine import Engine
 from app.errors import Busy, EaselError, Unavailable, UnknownJob
-from app.faces.face import STATUS, Face, engine_of, entry_for, headers_of, owner_of, pictures
+from app.faces.face import STATUS, Face, engine_of, entry_for, headers_of, owner_of
 from app.job import Job, JobState
 from app.request import ImageRequest
 
@@ -85,7 +85,7 @@ async def to_response(request: Request, job: Job) -> dict[str, Any]:
         errors = ["The generation was canceled."]
     data: str | None = None
     try:
-        for picture in await pictures(request, job):
+        for picture in await engine_of(request).pictures(job):
             data = image.to_base64(picture)
     except EaselError as error:
         errors.append(error.detail)

@@ -15,7 +15,6 @@ from app.faces.face import (
     finished,
     headers_of,
     owner_of,
-    pictures,
     status_of,
 )
 from app.request import ImageRequest
@@ -69,8 +68,7 @@ async def inference(request: Request, body: Body) -> dict[str, Any]:
     job = await engine_of(request).submit(
         to_request(body), face="inference", owner=owner_of(request), tag=uid
     )
-    job = await finished(request, job)
-    [data] = await pictures(request, job)
+    job, [data] = await finished(request, job)
     return {
         "message": "success",
         "uid": uid,

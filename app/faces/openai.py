@@ -22,7 +22,6 @@ from app.faces.face import (
     followed,
     headers_of,
     owner_of,
-    pictures,
     status_of,
     succeeded,
     unknown,
@@ -31,32 +30,30 @@ from app.job import Job
 from app.request import ImageFormat, ImageRequest
 
 # Kinds of error as the SDK's users know them: type, and the code where the core's is another one.
+_BAD = ("invalid_request_error", None)
 _ERRORS: dict[type[errors.EaselError], tuple[str, str | None]] = {
+    errors.InvalidRequest: _BAD, errors.TooLarge: _BAD, errors.NotFound: _BAD,
+    errors.MethodNotAllowed: _BAD, errors.Conflict: _BAD,
     errors.Unauthorized: ("invalid_request_error", "invalid_api_key"),
     errors.UnknownModel: ("invalid_request_error", "model_not_found"),
     errors.QueueFull: ("rate_limit_error", "rate_limit_exceeded"),
-    errors.InvalidRequest: ("invalid_request_error", None),
-    errors.TooLarge: ("invalid_request_error", None),
-    errors.NotFound: ("invalid_request_error", None),
-    errors.MethodNotAllowed: ("invalid_request_error", None),
-    errors.Conflict: ("invalid_request_error", None),
     errors.EaselError: ("server_error", None),
-}
+}  # fmt: skip
 _WORTH_A_RETRY = (errors.QueueFull, errors.Unavailable)
 _PARAMS = {  # this dialect's word for a key of the core
-    "width": "size",
-    "height": "size",
-    "steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "images": "n",
-    "format": "output_format",
-    "quality": "output_compression",
-    "init_image": "image",
-}
+    "width": "size", "height": "size", "images": "n", "init_image": "image",
+    "steps": "num_inference_steps", "guidance": "guidance_scale",
+    "format": "output_format", "quality": "output_compression",
+}  # fmt: skip
 # Read by OpenAI alone: they change nothing about a picture made here.
 _ACCEPTED = frozenset({"quality", "style", "moderation", "user", "safety_identifier"})
 
 _routes = APIRouter(tags=["openai"])
+
+
+def _also(*names: str) -> Any:
+    """A field that goes by several names."""
+    return Field(default=None, validation_alias=AliasChoices(*names))
 
 
 class Body(BaseModel):
@@ -66,7 +63,7 @@ class Body(BaseModel):
 
     prompt: str | None = None
     model: str | None = None
-    n: int | None = Field(default=None, validation_alias=AliasChoices("n", "num_images_per_prompt"))
+    n: int | None = _also("n", "num_images_per_prompt")
     size: str | None = Field(default=None, pattern=r"^(auto|[0-9]{1,6}x[0-9]{1,6})$")
     response_format: Literal["url", "b64_json"] | None = None
     output_format: ImageFormat | None = None
@@ -75,14 +72,10 @@ class Body(BaseModel):
     input_fidelity: Literal["low"] | None = None
     stream: bool | None = None
     partial_images: int | None = Field(default=None, ge=0, le=3)
-    steps: int | None = Field(
-        default=None, validation_alias=AliasChoices("num_inference_steps", "steps")
-    )
-    guidance: float | None = Field(
-        default=None, validation_alias=AliasChoices("guidance_scale", "cfg_scale")
-    )
+    steps: int | None = _also("num_inference_steps", "steps")
+    guidance: float | None = _also("guidance_scale", "cfg_scale")
     negative_prompt: str | None = None
-    seed: int | None = Field(default=None, validation_alias=AliasChoices("seed", "rng_seed"))
+    seed: int | None = _also("seed", "rng_seed")
     strength: float | None = None
 
 
@@ -91,7 +84,7 @@ def to_request(body: Body, files: dict[str, bytes]) -> ImageRequest:
     return ImageRequest(
         prompt=body.prompt,
         negative_prompt=body.negative_prompt,
-        model=body.model,
+        model=body.model or None,
         width=int(size[1]) if size else None,
         height=int(size[2]) if size else None,
         steps=body.steps,
@@ -153,30 +146,29 @@ async def _answer(request: Request, body: Body, files: dict[str, bytes], kind: s
     )
     if body.stream:
         return StreamingResponse(_stream(request, body, job, kind), media_type="text/event-stream")
-    job = await finished(request, job)
+    job, drawn = await finished(request, job)
     # A client that names a dall-e model expects addresses, as that model's own service gave.
-    by_url = (body.response_format or ("url" if _is_dall_e(body) else "b64_json")) == "url"
-    data: list[dict[str, Any]] = []
-    for n, picture in enumerate([] if by_url else await pictures(request, job)):
-        data.append({"b64_json": image.to_base64(picture), "seed": job.recipe.image_seed(n)})
-    for n in range(job.recipe.images if by_url else 0):
-        address = f"{request.base_url}jobs/{job.id}/images/{n}"
-        data.append({"url": address, "seed": job.recipe.image_seed(n)})
-    warnings = [*unknown(body.model_extra, harmless=_ACCEPTED), *job.warnings]
-    return JSONResponse(
-        {"created": int(job.created), "data": data, "usage": _usage(job), **_looks(job)}
-        | ({"warnings": warnings} if warnings else {})
-    )
-
-
-def _is_dall_e(body: Body) -> bool:
-    return (body.model or "").startswith("dall-e")
+    usual = "url" if (body.model or "").startswith("dall-e") else "b64_json"
+    by_url = (body.response_format or usual) == "url"
+    data = [
+        {"url": f"{request.base_url}jobs/{job.id}/images/{n}", "seed": file.seed}
+        if by_url
+        else {"b64_json": image.to_base64(drawn[n]), "seed": file.seed}
+        for n, file in enumerate(job.images)
+    ]
+    about = {"created": int(job.created), **_looks(job), **_warnings(body, job)}
+    return JSONResponse(about | {"data": data, "usage": _usage(job)})
 
 
 def _looks(job: Job) -> dict[str, str]:
     recipe = job.recipe
     size = f"{recipe.width}x{recipe.height}"
     return {"size": size, "output_format": recipe.format, "background": "opaque"}
+
+
+def _warnings(body: Body, job: Job) -> dict[str, list[str]]:
+    warnings = [*unknown(body.model_extra, harmless=_ACCEPTED), *job.warnings]
+    return {"warnings": warnings} if warnings else {}
 
 
 def _usage(job: Job) -> dict[str, Any]:
@@ -218,10 +210,9 @@ async def _stream(request: Request, body: Body, job: Job, kind: str) -> AsyncIte
                         partial_image_index=sent,
                     )
                     sent += 1
-        for picture in await pictures(request, succeeded(job)):
-            yield _event(
-                f"{kind}.completed", about, b64_json=image.to_base64(picture), usage=_usage(job)
-            )
+        about |= {"usage": _usage(job), **_warnings(body, job)}
+        for picture in await engine_of(request).pictures(succeeded(job)):
+            yield _event(f"{kind}.completed", about, b64_json=image.to_base64(picture))
     except errors.EaselError as error:
         yield f"event: error\ndata: {json.dumps(_error(error))}\n\n"
 

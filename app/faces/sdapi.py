@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from app import __version__, errors, image
 from app.faces.face import (
@@ -18,7 +18,6 @@ from app.faces.face import (
     headers_of,
     leniently,
     owner_of,
-    pictures,
     status_of,
     unknown,
 )
@@ -34,9 +33,7 @@ _FORMATS: dict[str, ImageFormat] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg",
 _HARMLESS = frozenset(
     """url auth subseed s_tmax script_args save_images do_not_save_samples do_not_save_grid
     image_cfg_scale include_init_images sampler_index infotext refiner_switch_at comments
-    disable_extra_networks hr_scale hr_upscaler hr_second_pass_steps hr_resize_x hr_resize_y
-    hr_checkpoint_name hr_sampler_name hr_scheduler hr_prompt hr_negative_prompt hr_cfg
-    firstphase_width firstphase_height latent_mask""".split()  # noqa: SIM905
+    disable_extra_networks firstphase_width firstphase_height latent_mask""".split()  # noqa: SIM905
 )
 # Keys that would change the picture, unless they say that they are off.
 _OFF: dict[str, tuple[Any, ...]] = {
@@ -45,7 +42,7 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "script_name": ("",), "alwayson_scripts": ({},), "eta": (0, 1), "s_churn": (0,),
     "s_tmin": (0,), "s_noise": (1,), "s_min_uncond": (0,), "initial_noise_multiplier": (1,),
     "scheduler": ("", "automatic", "Automatic"), "refiner_checkpoint": ("", "None"),
-    "sd_vae": ("", "Automatic", "None"), "CLIP_stop_at_last_layers": (0, 1),
+    "sd_vae": ("", "Automatic", "None"), "CLIP_stop_at_last_layers": (0, 1), "clip_skip": (0, 1),
 }  # fmt: skip
 
 router = APIRouter(tags=["sdapi"])
@@ -59,7 +56,9 @@ class Body(BaseModel):
     prompt: str = ""
     negative_prompt: str | None = None
     seed: int | None = None
-    sampler_name: str | None = None
+    sampler_name: str | None = Field(
+        default=None, validation_alias=AliasChoices("sampler_name", "sampler_index")
+    )
     batch_size: int = 1
     n_iter: int = 1
     steps: int | None = None
@@ -127,7 +126,7 @@ async def generate(request: Request, body: dict[str, Any]) -> Response:
     settings = dict(known.override_settings)
     asked = to_request(known, settings, warnings)
     rest = (known.model_extra or {}) | settings
-    off = {key for key, value in rest.items() if value in _OFF.get(key, ())}
+    off = {key for key in rest if key.startswith("hr_") or rest[key] in _OFF.get(key, ())}
     warnings += unknown(rest, harmless=_HARMLESS | off)
     if asked.model and not known.override_settings_restore_afterwards:
         await engine.serving.load(asked.model)
@@ -135,13 +134,12 @@ async def generate(request: Request, body: dict[str, Any]) -> Response:
         asked, lenient=True, face=NAME, owner=owner_of(request), tag=known.force_task_id
     )
     try:
-        job = await finished(request, job)
+        job, files = await finished(request, job)
     except errors.JobCanceled:
-        job = await engine.job(job.id)  # interrupted: an answer without pictures
+        job, files = await engine.job(job.id), []  # an answer without pictures
         warnings.append("interrupted.")
-    files = await pictures(request, job) if known.send_images else []
     answer = {
-        "images": [image.to_base64(file) for file in files],
+        "images": [image.to_base64(file) for file in files if known.send_images],
         "parameters": known.model_dump(include=set(Body.model_fields) - {"init_images", "mask"}),
         "info": json.dumps(to_info(job, [*warnings, *job.warnings], known)),
     }
@@ -220,36 +218,6 @@ async def interrupt(request: Request) -> dict[str, Any]:
     for live in [live for live in active if live.job.state is JobState.RUNNING or live is first]:
         await engine.cancel(live.job.id)
     return {}
-
-
-@router.post("/internal/progress")
-async def task_progress(request: Request, body: dict[str, Any]) -> dict[str, Any]:
-    """Of the job that came with this force_task_id."""
-    engine, owner, tag = engine_of(request), owner_of(request), str(body.get("id_task", ""))
-    active = engine.active(face=NAME, owner=owner)
-    live = next((live for live in active if live.job.tag == tag), None)
-    past = [] if live else await engine.jobs(face=NAME, limit=100)
-    ended = any(job.tag == tag and job.owner == owner for job in past)
-    preview = live.preview if live and body.get("live_preview", True) else None
-    number = live.job.progress.step if live else 0
-    running = live is not None and live.job.state is JobState.RUNNING
-    return {
-        "active": running,
-        "queued": live is not None and not running,
-        "completed": ended,
-        "progress": live.job.progress.fraction if live else None,
-        "eta": live.job.progress.eta_seconds if live else None,
-        "live_preview": image.to_data_uri(preview, "image/jpeg") if preview else None,
-        "id_live_preview": number if preview else -1,
-        "textinfo": "Waiting..." if live and not running else None,
-    }
-
-
-@router.get("/internal/pending-tasks")
-async def pending_tasks(request: Request) -> dict[str, Any]:
-    active = engine_of(request).active(face=NAME, owner=owner_of(request))
-    tags = [live.job.tag for live in active if live.job.tag]
-    return {"size": len(tags), "tasks": tags}
 
 
 def render_error(error: errors.EaselError) -> Response:

@@ -1,8 +1,9 @@
-"""AUTOMATIC1111's API: what its clients ask about the server, and what they have done to pictures
-beside generating them. Their errors are rendered by sdapi.py, whose paths these are."""
+"""AUTOMATIC1111's API: what its clients ask about the server and its tasks, and what they have done
+to pictures beside generating them. Their errors are rendered by sdapi.py, whose paths these are."""
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -11,7 +12,8 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app import image
-from app.faces.face import Face, engine_of, leniently, problem, unknown
+from app.faces.face import Face, engine_of, leniently, owner_of, problem, unknown
+from app.job import JobState
 
 # What there is none of, or only this of.
 _UPSCALERS = ("None", "Lanczos", "Nearest")
@@ -32,10 +34,15 @@ _FIXED: dict[str, Any] = {
      "face-restorers", "realesrgan-models", "prompt-styles", "sd-modules"), ()
 )  # fmt: skip
 
-router = APIRouter(prefix="/sdapi/v1", tags=["sdapi"])
+router = APIRouter(tags=["sdapi"])
+
+
+def _always(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
 
 for _name, _value in _FIXED.items():
-    router.add_api_route(f"/{_name}", lambda value=_value: value, name=_name)  # pyright: ignore
+    router.add_api_route(f"/sdapi/v1/{_name}", _always(_value), name=_name)
 
 
 class Extra(BaseModel):
@@ -55,14 +62,14 @@ def _json(content: Any) -> Response:
     return Response(json.dumps(content), media_type="application/json")
 
 
-@router.get("/options")
+@router.get("/sdapi/v1/options")
 async def get_options(request: Request) -> dict[str, Any]:
     name = engine_of(request).serving.current[0].name
     return {"sd_model_checkpoint": name, "sd_checkpoint_hash": None, "sd_vae": "Automatic",
             "samples_format": "png", "CLIP_stop_at_last_layers": 1}  # fmt: skip
 
 
-@router.post("/options")
+@router.post("/sdapi/v1/options")
 async def post_options(request: Request, body: dict[str, Any]) -> dict[str, Any]:
     """sd_model_checkpoint switches the serving model; clients post all other options back as they
     got them."""
@@ -72,7 +79,7 @@ async def post_options(request: Request, body: dict[str, Any]) -> dict[str, Any]
     return {}
 
 
-@router.get("/sd-models")
+@router.get("/sdapi/v1/sd-models")
 async def sd_models(request: Request) -> list[dict[str, Any]]:
     return [
         {"title": model.name, "model_name": model.name, "hash": None, "sha256": None,
@@ -81,21 +88,21 @@ async def sd_models(request: Request) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-@router.get("/samplers")
+@router.get("/sdapi/v1/samplers")
 async def samplers(request: Request) -> list[dict[str, Any]]:
     names = engine_of(request).serving.current[0].samplers
     titles = image.SAMPLER_TITLES
     return [{"name": titles.get(name, name), "aliases": [name], "options": {}} for name in names]
 
 
-@router.get("/memory")
+@router.get("/sdapi/v1/memory")
 async def memory() -> dict[str, Any]:
     ram = psutil.virtual_memory()
     return {"ram": {"free": ram.available, "used": ram.used, "total": ram.total},
             "cuda": {"error": "There is no CUDA here."}}  # fmt: skip
 
 
-@router.post("/png-info")
+@router.post("/sdapi/v1/png-info")
 async def png_info(body: dict[str, Any]) -> Response:
     data = image.from_base64(str(body.get("image", "")), "image")
     text, pairs = await asyncio.to_thread(image.describe, data, "image")
@@ -103,7 +110,7 @@ async def png_info(body: dict[str, Any]) -> Response:
     return _json({"info": text, "items": items, "parameters": pairs})
 
 
-@router.post("/extra-single-image")
+@router.post("/sdapi/v1/extra-single-image")
 async def extra_single_image(body: dict[str, Any]) -> Response:
     """A larger picture, by plain resampling."""
     known, warnings = leniently(Extra, body)
@@ -123,6 +130,36 @@ async def extra_single_image(body: dict[str, Any]) -> Response:
         smooth=known.upscaler_1 != "Nearest",
     )
     return _json({"html_info": " ".join(warnings), "image": image.to_base64(large)})
+
+
+@router.post("/internal/progress")
+async def task_progress(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+    """Of the job that came with this force_task_id."""
+    engine, owner, tag = engine_of(request), owner_of(request), str(body.get("id_task", ""))
+    active = engine.active(face="sdapi", owner=owner)
+    live = next((live for live in active if live.job.tag == tag), None)
+    past = [] if live else await engine.jobs(face="sdapi", limit=100)
+    ended = any(job.tag == tag and job.owner == owner for job in past)
+    preview = live.preview if live and body.get("live_preview", True) else None
+    number = live.job.progress.step if live else 0
+    running = live is not None and live.job.state is JobState.RUNNING
+    return {
+        "active": running,
+        "queued": live is not None and not running,
+        "completed": ended,
+        "progress": live.job.progress.fraction if live else None,
+        "eta": live.job.progress.eta_seconds if live else None,
+        "live_preview": image.to_data_uri(preview, "image/jpeg") if preview else None,
+        "id_live_preview": number if preview else -1,
+        "textinfo": "Waiting..." if live and not running else None,
+    }
+
+
+@router.get("/internal/pending-tasks")
+async def pending_tasks(request: Request) -> dict[str, Any]:
+    active = engine_of(request).active(face="sdapi", owner=owner_of(request))
+    tags = [live.job.tag for live in active if live.job.tag]
+    return {"size": len(tags), "tasks": tags}
 
 
 face = Face(name="sdapi_server", router=router, paths=(), render_error=problem)

@@ -183,7 +183,7 @@ def test_what_cannot_be_honoured_is_told(api):
     for name in ("width", "restore_faces", "tiling", "enable_hr", "scheduler",
                  "CLIP_stop_at_last_layers", "sd_vae"):  # fmt: skip
         assert name in told
-    assert "hr_scale" not in told and "subseed" not in told
+    assert "hr_scale" not in told and "subseed" not in told and "override" not in told
 
 
 def test_img2img(api, service, facts):
