@@ -37,6 +37,21 @@ def environment_is_ready(folder: Path) -> bool:
     return stamp.is_file() and stamp.read_text() == _fingerprint()
 
 
+def check_environment(folder: Path, name: str) -> None:
+    """Raises InstallFailed where the environment is missing and cannot be made, as in a container
+    that was built without it."""
+    if environment_is_ready(folder):
+        return
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(place, os.W_OK):
+        raise InstallFailed(
+            f"{name} has to be converted, and the environment for that is not here and cannot be "
+            f"made: {place} cannot be written (CONVERT_VENV). In containers, the image of the "
+            "target `convert` has it: `docker build --target convert`, or `docker compose run "
+            "--rm convert`."
+        )
+
+
 def make_environment(folder: Path, log: Path, on_progress: OnProgress) -> None:
     """Makes the convert environment, or brings an interrupted or outdated one up to date.
 

@@ -213,6 +213,7 @@ class Installer:
         extra = room.written(size, wanted.format) if converts else 0
         room.check_disk(staging.folder, size - here + extra, wanted.name)
         if converts:
+            convert.check_environment(self._environment, wanted.name)
             room.check_memory(size, wanted.name)
         if not wanted.listed:
             self._fetch(
@@ -272,6 +273,7 @@ class Installer:
 
     def _convert(self, wanted: Wanted, given: Path, staging: Staging, like: str) -> None:
         """Makes staging.output from a diffusers folder or a checkpoint in a single file."""
+        convert.check_environment(self._environment, wanted.name)
         size = source.weights_size(given)
         room.check_memory(size, wanted.name)
         if wanted.repository is None:
