@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.docker.engine import DATA, docker
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 ZOMBIES = """
 from pathlib import Path
