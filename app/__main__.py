@@ -51,9 +51,13 @@ def serve() -> None:
     settings = _settings()
     configure(settings.log_level)
     try:
-        server = Server(create_app(settings), settings)
+        easel = create_app(settings)
     except (EaselError, CatalogError) as error:
         _fail(error.detail if isinstance(error, EaselError) else str(error))
+    except OSError as error:
+        _fail(f"{error.filename} cannot be read: {error.strerror}")
+    try:
+        server = Server(easel, settings)
     except OSError as error:
         why = (error.strerror or str(error)).partition(" (")[0].lower()
         _fail(f"cannot listen on {settings.host}:{settings.port}: {why} (HOST, PORT)")

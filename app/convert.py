@@ -37,16 +37,18 @@ def environment_is_ready(folder: Path) -> bool:
     return stamp.is_file() and stamp.read_text() == _fingerprint()
 
 
-def check_place(folder: Path) -> None:
-    """Raises InstallFailed when there is no convert environment and none can be made."""
+def check_environment(folder: Path, name: str) -> None:
+    """Raises InstallFailed where the environment is missing and cannot be made, as in a container
+    that was built without it."""
     if environment_is_ready(folder):
         return
-    above = next(place for place in (folder, *folder.parents) if place.exists())
-    if not os.access(above, os.W_OK):
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(place, os.W_OK):
         raise InstallFailed(
-            f"This has to be converted, and the environment for it cannot be made: {above} may "
-            "not be written to. In a container, run this in the image that converts (its build "
-            "target `convert`); elsewhere, set CONVERT_VENV to a folder that may be written to."
+            f"{name} has to be converted, and the environment for that is not here and cannot be "
+            f"made: {place} cannot be written (CONVERT_VENV). In containers, the image of the "
+            "target `convert` has it: `docker build --target convert`, or `docker compose run "
+            "--rm convert`."
         )
 
 

@@ -213,8 +213,8 @@ class Installer:
         extra = room.written(size, wanted.format) if converts else 0
         room.check_disk(staging.folder, size - here + extra, wanted.name)
         if converts:
+            convert.check_environment(self._environment, wanted.name)
             room.check_memory(size, wanted.name)
-            convert.check_place(self._environment)
         if not wanted.listed:
             self._fetch(
                 snapshot, [file for file in files if file.path.endswith(".json")], staging.download
@@ -273,6 +273,7 @@ class Installer:
 
     def _convert(self, wanted: Wanted, given: Path, staging: Staging, like: str) -> None:
         """Makes staging.output from a diffusers folder or a checkpoint in a single file."""
+        convert.check_environment(self._environment, wanted.name)
         size = source.weights_size(given)
         room.check_memory(size, wanted.name)
         if wanted.repository is None:
@@ -293,7 +294,6 @@ class Installer:
     def _prepare_environment(self, staging: Staging) -> None:
         if convert.environment_is_ready(self._environment):
             return
-        convert.check_place(self._environment)
         room.check_disk(
             self._environment, convert.ENVIRONMENT_BYTES, "the environment for conversions"
         )

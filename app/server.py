@@ -40,12 +40,13 @@ The answer names the picture's address; all routes are at {url}/docs
 
 def create_app(settings: Settings) -> FastAPI:
     """The application for these settings; raises CatalogError, UnknownModel or StorageFailed."""
-    catalog = open_catalog(settings)
+    # The store first: it says in words what is wrong with DATA_DIR.
     store = Store(
         settings.data_dir.resolve(),
         url=settings.database_url,
         min_free=settings.min_free_disk * 2**20,
     )
+    catalog = open_catalog(settings)
     engine = Engine(settings, catalog, store, machine=Machine.of(settings))
 
     @contextlib.asynccontextmanager

@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.conftest import free_port
+
 HOME = Path(__file__).resolve().parents[2]
 LABEL = "easel-test"
 DATA = "/usr/src/app/data"
@@ -100,16 +102,23 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 class Container:
-    """`docker run -d` of an image with its port published; `client` talks to it."""
+    """`docker run -d` of an image with its port published; `client` talks to it.
+
+    With `--network=host` among the options it shares this machine's network, and its servers.
+    """
 
     def __init__(self, image: str, *options: str, command: tuple[str, ...] = ()) -> None:
         self.name = f"{LABEL}-{uuid.uuid4().hex[:12]}"
+        self._own_port = free_port() if "--network=host" in options else None
+        publish = ["--publish=127.0.0.1::8100"]
+        if self._own_port is not None:
+            publish = ["--env=HOST=127.0.0.1", f"--env=PORT={self._own_port}"]
         docker(
             "run",
             "--detach",
             f"--label={LABEL}",
             f"--name={self.name}",
-            "--publish=127.0.0.1::8100",
+            *publish,
             *options,
             image,
             *command,
@@ -118,8 +127,11 @@ class Container:
         self._find_port()
 
     def _find_port(self) -> None:
-        published = docker("port", self.name, "8100", check=False).splitlines()
-        self.client.base_url = f"http://{published[0]}" if published else "http://127.0.0.1:9"
+        port = self._own_port
+        if port is None:  # 9 is nobody's: what has ended already has no port
+            published = docker("port", self.name, "8100", check=False)
+            port = int(published.rpartition(":")[2]) if published.startswith("127.") else 9
+        self.client.base_url = f"http://127.0.0.1:{port}"
 
     def start(self) -> None:
         """The same container again, after stop()."""

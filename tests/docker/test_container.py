@@ -2,13 +2,14 @@
 
 import io
 import os
+import re
 
 import pytest
 from PIL import Image
 
 from tests.docker.engine import DATA, docker
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 ZOMBIES = """
 from pathlib import Path
@@ -190,4 +191,5 @@ def test_the_memory_limit_is_what_the_budget_is_a_share_of(start):
         lambda: container.client.get("/health/ready").json()["status"] == "failed", "it says so"
     )
     detail = container.client.get("/health/ready").json()["detail"]
-    assert "the budget is 200 MB (MEMORY_BUDGET)" in detail
+    budget = re.search(r"the budget is (\d+) MB \(MEMORY_BUDGET\)", detail)
+    assert budget and int(budget[1]) < 300, detail

@@ -6,7 +6,7 @@ import pytest
 
 from tests.docker.engine import HOME, docker
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 LARGEST = 650_000_000  # bytes
 LEFTOVERS = """
