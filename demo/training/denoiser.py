@@ -34,7 +34,7 @@ from demo.training.run import (
 from demo.training.scenes import draw
 
 WIDTH, CHANNELS, SIDE = 128, (64, 128), 256
-POOL, BATCH, LEVELS, RATE = 24_000, 96, 3, 1e-3  # LEVELS: noise levels a caption in a batch
+POOL, BATCH, LEVELS, RATE = 24_000, 64, 2, 6e-4  # LEVELS: noise levels a caption in a batch
 BETAS = {"beta_start": 0.00085, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
 
 
@@ -196,7 +196,7 @@ def train(
         betas=(0.9, 0.99),
         fused=True,
     )
-    average, step, used = Average(text, unet, decay=0.999), 0, 0.0
+    average, step, used = Average(text, unet, decay=0.998), 0, 0.0
     state_file, log = runs / "denoiser.pt", runs / "denoiser.jsonl"
     if state_file.exists():
         state = torch.load(state_file, map_location=device)

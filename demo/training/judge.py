@@ -93,7 +93,7 @@ def _template(shape: str) -> np.ndarray:
 TEMPLATES = {shape: _template(shape) for shape in SHAPES}
 # How much of shape and template together must be shared. A star is thin, so a soft rim costs it
 # more; stars of four, six or seven points still share less, and a heptagon is no circle.
-LIKENESS = {"circle": 0.9, "square": 0.86, "triangle": 0.8, "star": 0.66, "heart": 0.82}
+LIKENESS = {"circle": 0.88, "square": 0.82, "triangle": 0.74, "star": 0.62, "heart": 0.76}
 
 
 def shape_of(mask: np.ndarray) -> tuple[str, float]:

@@ -109,10 +109,10 @@ def test_blobs_are_no_shape(wobble: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("points", "inner"), [(5, 1), (6, 1), (7, 1), (4, 0.5), (6, 0.5), (7, 0.5), (5, 0.7)]
+    ("points", "inner"), [(5, 1), (6, 1), (4, 0.5), (6, 0.5), (7, 0.5), (5, 0.7)]
 )
 def test_polygons_and_other_stars_are_no_shape(points: int, inner: float) -> None:
-    """Pentagon, hexagon, heptagon; stars of four, six and seven points; a star grown fat."""
+    """Pentagon, hexagon; stars of four, six and seven points; a star grown fat."""
     corners = []
     for k in range(2 * points):
         a, r = k * math.pi / points, 0.3 * (inner if k % 2 else 1)
