@@ -60,6 +60,9 @@ class Installer:
             raise InstallFailed(f"A weight format is {', '.join(FORMATS)}, not {weight_format!r}.")
         model = source.find(reference, self._catalog)
         if model is not None and not self._is_ours(model):
+            if not model.installed:
+                named = f", which {model.weights.variable} names" if model.weights.variable else ""
+                raise InstallFailed(f"There is no folder {model.weights_dir}{named}.")
             return model.weights_dir  # bundled, or somebody's own folder used where it lies
         if model is not None and not again and self._is_whole(model.weights_dir, weight_format):
             self._tell(Progress(state="installed", detail=f"{model.name} is installed."))

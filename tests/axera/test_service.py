@@ -238,6 +238,12 @@ def test_files_of_the_former_service_are_used_where_they_lie(
     assert list(output.rglob("*.png"))
 
 
+def test_a_folder_that_is_not_there_is_told(start: Callable[..., Service]) -> None:
+    service = start(MODEL="axera-sd15-lcm", TEXT_MODEL_DIR="/nowhere/models")
+    words = "There is no folder /nowhere/models, which TEXT_MODEL_DIR names."
+    assert words in why_not_ready(service)
+
+
 @pytest.mark.parametrize(
     ("double", "device", "words"),
     [("cards", "AXERA.2", "AXERA.2 is not available here"), ("card", "AXERA.1", "not available")],
@@ -312,6 +318,6 @@ def why_not_ready(service: Service) -> str:
     def state() -> dict[str, Any]:
         return service.client.get("/health/ready").json()
 
-    service.wait_for(lambda: state()["status"] != "loading")
+    service.wait_for(lambda: state()["status"] not in ("installing", "loading"))
     assert state()["status"] == "failed"
     return state()["detail"]
