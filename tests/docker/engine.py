@@ -171,7 +171,8 @@ class Container:
         deadline = time.monotonic() + PATIENCE
         while not condition():
             if time.monotonic() > deadline or self.look("{{.State.Running}}") != "true":
-                pytest.fail(f"{what}: it did not come to that; the log:\n{self.logs()[-4000:]}")
+                told = [line for line in self.logs().splitlines() if '"request"' not in line]
+                pytest.fail(f"{what}: it did not come to that; the log:\n{chr(10).join(told)}")
             time.sleep(0.05)
 
     def answers(self, path: str) -> int | None:
@@ -185,8 +186,14 @@ class Container:
         return self
 
     def ready(self) -> "Container":
-        self.wait_for(lambda: self.answers("/health/ready") == 200, "/health/ready says ready")
+        """Waits until a job would be worked on; a load that failed does not come to that."""
+        self.healthy()
+        self.wait_for(lambda: self.readiness() in ("ready", "failed"), "it is ready")
+        assert self.readiness() == "ready", self.client.get("/health/ready").text
         return self
+
+    def readiness(self) -> str:
+        return str(self.client.get("/health/ready").json()["status"])
 
     def submit(self, **keys: Any) -> str:
         body = {"prompt": "a red circle on a blue background", "seed": 3, **keys}

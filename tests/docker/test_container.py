@@ -187,9 +187,7 @@ def test_keys_from_a_file_close_everything_but_health(start, tmp_path):
 def test_the_memory_limit_is_what_the_budget_is_a_share_of(start):
     """Told beforehand: without it, the kernel would end the worker in the middle of a job."""
     container = start("--memory=300m").healthy()
-    container.wait_for(
-        lambda: container.client.get("/health/ready").json()["status"] == "failed", "it says so"
-    )
+    container.wait_for(lambda: container.readiness() == "failed", "it says so")
     detail = container.client.get("/health/ready").json()["detail"]
     budget = re.search(r"the budget is (\d+) MB \(MEMORY_BUDGET\)", detail)
     assert budget and int(budget[1]) < 300, detail

@@ -1,7 +1,6 @@
 """MODEL and HF_TOKEN at run time: a model comes from the hub while its container is up already."""
 
 import json
-import shutil
 
 import pytest
 
@@ -25,6 +24,13 @@ weights = { repository = "tests/tiny", openvino = { FORMATS } }
 [models.tiny-to-convert]
 title = "Tiny, to be converted"
 weights = { repository = "tests/to-convert" }
+"""
+PIPELINE = """
+from app import openvino
+
+
+def load(weights, device, options):
+    return openvino.load(weights, device, options)
 """
 READY = "tests/tiny-ov"
 
@@ -53,7 +59,7 @@ def options(hub, tmp_path, volume):
     family.mkdir(parents=True)
     formats = ", ".join(f'{name} = "{READY}"' for name in ("fp16", "int8", "int4"))
     (family / "model.toml").write_text(FAMILY.replace("FORMATS", formats))
-    shutil.copy(HOME / "demo" / "pipeline.py", family)
+    (family / "pipeline.py").write_text(PIPELINE)
     token = tmp_path / "token"
     token.write_text(TOKEN)
     token.chmod(0o644)
@@ -104,9 +110,7 @@ def downloading(container) -> bool:
 
 def test_what_needs_conversion_says_so_before_it_is_downloaded(hub, options, start):
     container = start(*options, "--env=MODEL=tiny-to-convert").healthy()
-    container.wait_for(
-        lambda: container.client.get("/health/ready").json()["status"] == "failed", "it says so"
-    )
+    container.wait_for(lambda: container.readiness() == "failed", "it says so")
     told = container.client.get("/health/ready").json()["detail"]
     assert "docker build --target convert" in told
     assert not hub.asked("safetensors")
