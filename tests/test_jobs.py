@@ -19,6 +19,7 @@ RECIPE_KEYS = {
     "init_image",
     "strength",
     "mask",
+    "mask_padding",
     "format",
     "quality",
 }

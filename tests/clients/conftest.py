@@ -40,7 +40,7 @@ def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     shutil.copytree(DOUBLES / "brittle", families / "brittle")
     settings = {
         "MODELS_PATH": str(families),
-        "MODEL_ALIASES": "dall-e-3=demo, gpt-image-1=demo,sdxl-anime=other",
+        "MODEL_ALIASES": "dall-e-3=demo, gpt-image-1=demo,anime=other",
         "GENERATION_AUTH_KEY": "wiv83hveivd83vk83",
         "API_KEYS": "first-key,second-key",
     }

@@ -23,7 +23,7 @@ IMG2IMG = {
 }
 ANIME = {
     "prompt": "A serene mountain landscape at sunset",
-    "model_type": "sdxl-anime",
+    "model_type": "anime",
     "height": 128,
     "width": 64,
 }
@@ -170,6 +170,14 @@ def test_model_type_selects_the_model_and_the_answer_is_a_jpeg(two_models):
     made = Image.open(io.BytesIO(answer.content))
     assert (made.format, made.size) == ("JPEG", (64, 128))
     assert last_job(two_models)["model"] == "other"
+
+
+@pytest.mark.parametrize("model_type", ["sdxl-anime-legacy", "sdxl-anime", "sdxl-turbo"])
+def test_the_documents_own_model_types_are_known(service, model_type):
+    """Known, and here not installed: the answer says what installs it."""
+    answer = service.client.post("/generate", json=ANIME | {"model_type": model_type})
+    assert (answer.status_code, answer.json()["status"]) == (409, "error")
+    assert "install" in answer.json()["error"]
 
 
 def test_model_type_is_strict(two_models):
