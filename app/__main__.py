@@ -141,7 +141,7 @@ def install(context: typer.Context) -> None:
 
 @app.command()
 def models() -> None:
-    """List the models, whether they are installed, and where they run."""
+    """List the models, how large the installed ones are, and where they run."""
     from rich.console import Console
     from rich.filesize import decimal
     from rich.table import Column, Table
@@ -150,7 +150,7 @@ def models() -> None:
 
     settings = _settings()
     name = Column("name", no_wrap=True)
-    table = Table(name, "installed", "devices", "picture", "steps", "licence")
+    table = Table(name, "installed", "devices", "picture", "steps", box=None)
     for model in _catalog(settings):
         table.add_row(
             model.name + "".join(f"\n  {alias}" for alias in model.aliases),
@@ -158,7 +158,6 @@ def models() -> None:
             " ".join(model.devices),
             f"{model.defaults.width}x{model.defaults.height}",
             str(model.defaults.steps),
-            model.licence,
         )
     Console().print(table)
 
