@@ -150,14 +150,13 @@ def models() -> None:
 
     settings = _settings()
     name = Column("name", no_wrap=True)
-    table = Table(name, "installed", "devices", "picture", "steps", box=None)
+    table = Table(name, "installed", "devices", "licence", box=None)
     for model in _catalog(settings):
         table.add_row(
             model.name + "".join(f"\n  {alias}" for alias in model.aliases),
             decimal(size(model)) if model.installed else "no",
             " ".join(model.devices),
-            f"{model.defaults.width}x{model.defaults.height}",
-            str(model.defaults.steps),
+            model.licence,
         )
     Console().print(table)
 
