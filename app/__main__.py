@@ -141,20 +141,21 @@ def install(context: typer.Context) -> None:
 
 @app.command()
 def models() -> None:
-    """List the models, whether they are installed, and where they run."""
+    """List the models, how large the installed ones are, and where they run."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.filesize import decimal
+    from rich.table import Column, Table
+
+    from app.manifest import size
 
     settings = _settings()
-    table = Table("name", "title", "installed", "devices", "size", "steps", "licence")
+    name = Column("name", no_wrap=True)
+    table = Table(name, "installed", "devices", "licence", box=None)
     for model in _catalog(settings):
         table.add_row(
             model.name + "".join(f"\n  {alias}" for alias in model.aliases),
-            model.title,
-            "yes" if model.installed else "no",
+            decimal(size(model)) if model.installed else "no",
             " ".join(model.devices),
-            f"{model.defaults.width}x{model.defaults.height}",
-            str(model.defaults.steps),
             model.licence,
         )
     Console().print(table)

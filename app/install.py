@@ -44,7 +44,10 @@ def command(
     ],
     weight_format: Annotated[
         str | None,
-        typer.Option("--weight-format", help="fp16, int8 or int4; default: the model's."),
+        typer.Option(
+            "--weight-format",
+            help="fp16, int8 or int4; default: what is ready-made, or fits the machine.",
+        ),
     ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Compare contents and get anew what differs.")

@@ -95,6 +95,14 @@ def missing(folder: Path) -> list[str]:
     return wrong
 
 
+def size(model: Model) -> int:
+    """Bytes a model takes on the disk; 0 where it is not installed."""
+    facts = read(model.weights_dir)
+    if facts is not None:
+        return facts.bytes
+    return sum(path.stat().st_size for path in model.weights_dir.rglob("*") if path.is_file())
+
+
 def check(model: Model) -> None:
     """Raises NotInstalled, with what to do, when a model's files are not there or not whole."""
     install = f"`python -m app install {model.name}`"

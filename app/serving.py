@@ -23,6 +23,7 @@ from app.errors import (
 )
 from app.installing import install
 from app.job import Job
+from app.manifest import missing
 from app.model import Model
 from app.pool import Pool
 from app.settings import Settings
@@ -115,7 +116,7 @@ class Serving:
             name = self._settings.model
             try:
                 model = find(name, self._catalog)
-                if model is None or not model.installed:
+                if model is None or not model.installed or missing(model.weights_dir):
                     model = await self._install(name)
                 name, device = model.name, self.current[1]
                 self._not_ready("loading", f"Loading {name} on {device}.")

@@ -32,6 +32,18 @@ INDEX = "model_index.json"
 # Parts of a diffusers checkpoint that text to image does without.
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
+_BESIDES = (
+    ".md",
+    ".txt",
+    ".pdf",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".gif",
+    ".webp",
+    "license",
+    *CHECKPOINTS,
+)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)"
@@ -241,9 +253,10 @@ def recognise(path: Path, catalog: Catalog) -> str:
 
 
 def accepted(catalog: Catalog) -> Iterable[Accepts]:
-    """Every family's [[accepts]], in the order of the families and of the file: the first that fits
-    counts."""
-    for folder in dict.fromkeys(model.folder for model in catalog):
+    """Every family's [[accepts]], in the order of the file; the first that fits counts. Somebody's
+    own families are asked before those of Easel."""
+    folders = dict.fromkeys(model.folder for model in catalog)
+    for folder in sorted(folders, key=lambda folder: folder.parent == HOME):
         facts = folder / "model.toml"
         for record in tomllib.loads(facts.read_text()).get("accepts", []):
             try:
@@ -308,8 +321,13 @@ def needed(paths: Iterable[str], index: Index) -> tuple[list[str], str | None]:
 
 
 def needed_ready(paths: Iterable[str]) -> list[str]:
-    """Which files of an OpenVINO repository make the pipeline: all but what is for people."""
-    return [path for path in paths if path[0] != "." and ("/" in path or path.endswith(".json"))]
+    """Which files of an OpenVINO repository make the pipeline: all but what is for people, and
+    whole checkpoints in a single file."""
+    return [
+        path
+        for path in paths
+        if path[0] != "." and ("/" in path or not path.lower().endswith(_BESIDES))
+    ]
 
 
 def matching(paths: Iterable[str], folder: str, patterns: Iterable[str]) -> list[str]:

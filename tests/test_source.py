@@ -101,16 +101,25 @@ def test_a_part_without_usable_weights_is_named() -> None:
 @pytest.mark.parametrize(
     ("files", "like"),
     [
-        ({"model_index.json": {"_class_name": "StableDiffusionPipeline"}}, "stable-diffusion-v1.5"),
+        (
+            {
+                "model_index.json": {"_class_name": "StableDiffusionPipeline"},
+                "unet/config.json": {"in_channels": 4},
+            },
+            "stable-diffusion-v1.5",
+        ),
         (
             {
                 "model_index.json": {"_class_name": "OVStableDiffusionPipeline"},
-                "unet/config.json": {"use_linear_projection": True},
+                "unet/config.json": {"in_channels": 4, "use_linear_projection": True},
             },
             "stable-diffusion-v2.1",
         ),
         (
-            {"model_index.json": {"_class_name": "LatentConsistencyModelPipeline"}},
+            {
+                "model_index.json": {"_class_name": "LatentConsistencyModelPipeline"},
+                "unet/config.json": {"in_channels": 4},
+            },
             "lcm-dreamshaper-v7",
         ),
         ({"model_index.json": {"_class_name": "StableDiffusionXLPipeline"}}, "stable-diffusion-xl"),

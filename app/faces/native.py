@@ -19,6 +19,7 @@ from app import image
 from app.engine import Engine
 from app.faces.face import Face, engine_of, owner_of, problem
 from app.job import Job, JobEvent, JobState
+from app.manifest import size
 from app.model import Model
 from app.request import MAX_PROMPT, MAX_SEED, ImageFormat, ImageRequest
 
@@ -290,7 +291,7 @@ def _model(model: Model, engine: Engine) -> dict[str, Any]:
         "licence": model.licence,
         "installed": model.installed,
         "installing": engine.serving.installing.get(model.name),
-        "bytes": model.weights.bytes,
+        "bytes": size(model) or model.weights.bytes,
         "loaded": engine.serving.loaded_on(model.name),
         "devices": list(model.devices),
         "defaults": asdict(model.defaults),

@@ -35,7 +35,7 @@ class Case:
     kind: str  # of tiny.py
     model: str
     repository: str
-    weight_format: str | None = None
+    weight_format: str = "int8"
     gated: bool = False
 
 
@@ -136,12 +136,11 @@ def test_a_listed_model_is_converted_and_draws(
     if case.gated:
         code, output = machine.run(case.model)
         assert code == 1 and case.repository in output and "HF_TOKEN" in output
-    chosen = ["--weight-format", case.weight_format] if case.weight_format else []
-    machine.install(case.model, *chosen, HF_TOKEN=TOKEN)
+    machine.install(case.model, "--weight-format", case.weight_format, HF_TOKEN=TOKEN)
     model = catalog_of(machine).get(case.model)
     facts = manifest.read(model.weights_dir)
     assert facts is not None and facts.converted
-    assert facts.format == (case.weight_format or model.weights.format)
+    assert facts.format == case.weight_format
     assert source.recognise(model.weights_dir, catalog_of(machine)) in (case.model, facts.model)
     draws(model)
 
