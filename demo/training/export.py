@@ -1,6 +1,6 @@
 """Puts the trained parts together as a Stable Diffusion and writes it as OpenVINO files, int8.
 
-    python -m demo.training.export
+python -m demo.training.export
 """
 
 import argparse
