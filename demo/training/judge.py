@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from demo.training.scenes import COLOURS, SHAPES, Sheet
+from demo.training.shapes import COLOURS, SHAPES, Sheet
 
 GRID = 40  # templates and masks are compared at this size
 
