@@ -212,6 +212,12 @@ def train(
     empty, mine = read(words, [""]), BATCH // workers
     budget, losses = Budget(minutes, used), []
     told = saved = looked = used
+
+    def keep() -> None:
+        parts = {"text": text, "unet": unet, "average": average, "adam": adam}
+        state = {name: part.state_dict() for name, part in parts.items()}
+        save(state_file, {"step": step, "used": budget.used, **state})
+
     while (part := budget.tick()) < 1:
         rate = RATE * min(1, (step + 1) / 100)
         if part > 0.3:
@@ -250,20 +256,11 @@ def train(
             told, losses = budget.used, []
         if budget.used - saved > 120:
             saved = budget.used
-            save(
-                state_file,
-                {
-                    "step": step,
-                    "used": budget.used,
-                    "text": text.state_dict(),
-                    "unet": unet.state_dict(),
-                    "average": average.state_dict(),
-                    "adam": adam.state_dict(),
-                },
-            )
+            keep()
         if budget.used - looked > 60 * look_every:
             looked = budget.used
             look(log, step, text, unet, eye, words, average)
+    keep()
     with average:
         save(runs / "denoiser-final.pt", {"text": text.state_dict(), "unet": unet.state_dict()})
     look(log, step, text, unet, eye, words, average)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from demo.training.judge import Task, Verdict, judge
-from demo.training.scenes import MAIN_COLOURS, RELATIONS, SHAPES, article, is_held_out
+from demo.training.shapes import MAIN_COLOURS, RELATIONS, SHAPES, article, is_held_out
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 STEPS, GUIDANCE, SIDE = 12, 3.5, 256

@@ -83,22 +83,23 @@ def grow(small: AutoencoderKL, side: int) -> tuple[AutoencoderKL, set[str]]:
         if name in mine and mine[name].shape == value.shape:
             mine[name].copy_(value)
             kept.add(name)
-    first, last = large.encoder.down_blocks[0], large.decoder.up_blocks[-1]
-    with torch.no_grad():
-        for block in (*first.resnets, *last.resnets):
-            block.conv2.weight.zero_()
-        down = first.downsamplers[0].conv
-        up = large.decoder.up_blocks[-2].upsamplers[0].conv
-        if (
-            CHANNELS[-len(large.encoder.down_blocks)]
-            == CHANNELS[1 - len(large.encoder.down_blocks)]
-        ):
-            for conv, taps in ((down, [(0, 0), (0, 1), (1, 0), (1, 1)]), (up, [(1, 1)])):
-                conv.weight.zero_()
-                conv.bias.zero_()
-                for y, x in taps:
-                    conv.weight[:, :, y, x] = torch.eye(len(conv.weight)) / len(taps)
+    widths = CHANNELS[-len(large.encoder.down_blocks) :]
+    if widths[0] == widths[1]:
+        begin_plain(large)
     return large, kept
+
+
+@torch.no_grad()
+def begin_plain(vae: AutoencoderKL) -> None:
+    first, last = vae.encoder.down_blocks[0], vae.decoder.up_blocks[-1]
+    for block in (*first.resnets, *last.resnets):
+        block.conv2.weight.zero_()
+    halve, double = first.downsamplers[0].conv, vae.decoder.up_blocks[-2].upsamplers[0].conv
+    for conv, taps in ((halve, [(0, 0), (0, 1), (1, 0), (1, 1)]), (double, [(1, 1)])):
+        conv.weight.zero_()
+        conv.bias.zero_()
+        for y, x in taps:
+            conv.weight[:, :, y, x] = torch.eye(len(conv.weight)) / len(taps)
 
 
 def batch(seed: int, index: int, count: int, side: int, window: int = 0) -> torch.Tensor:
@@ -157,13 +158,12 @@ def load(runs: Path, side: int = SETTLED) -> AutoencoderKL:
     """The trained autoencoder; its scaling factor brings latents to a standard deviation of 1."""
     vae = build(side)
     vae.load_state_dict(torch.load(runs / f"vae-{side}.pt", map_location="cpu"))
-    settled = vae if side == SETTLED else load(runs)
     if side == SETTLED:
         with torch.no_grad():
-            spread = vae.encode(batch(7, 0, 64, side)).latent_dist.mean.std().item()
-    vae.register_to_config(
-        scaling_factor=1 / spread if side == SETTLED else settled.config.scaling_factor
-    )
+            factor = 1 / vae.encode(batch(7, 0, 64, side)).latent_dist.mean.std().item()
+    else:
+        factor = load(runs).config.scaling_factor
+    vae.register_to_config(scaling_factor=factor)
     return vae.eval().requires_grad_(False)
 
 
@@ -199,15 +199,9 @@ def train(
         if settled:
             for name, p in vae.named_parameters():
                 p.requires_grad_(p.requires_grad and not (name in old and name[:3] == "enc"))
-        every = [p for p in vae.parameters() if p.requires_grad]
-        groups = [
-            {
-                "params": [
-                    p for n, p in vae.named_parameters() if p.requires_grad and (n in old) == known
-                ]
-            }
-            for known in (False, True)
-        ]
+        learning = [(n in old, p) for n, p in vae.named_parameters() if p.requires_grad]
+        every = [p for _, p in learning]
+        groups = [{"params": [p for known, p in learning if known == k]} for k in (False, True)]
         average, step = Average(vae, decay=0.995), 0
         adam = torch.optim.AdamW(groups, rate, betas=(0.9, 0.95), weight_decay=1e-4)
         if state and stage == state["stage"]:
@@ -253,18 +247,10 @@ def train(
                 told, losses = budget.used, []
             if budget.used - saved > 120:
                 saved = budget.used
-                save(
-                    state_file,
-                    {
-                        "stage": stage,
-                        "step": step,
-                        "drawn": drawn,
-                        "used": budget.used,
-                        "live": vae.state_dict(),
-                        "average": average.state_dict(),
-                        "adam": adam.state_dict(),
-                    },
-                )
+                parts = {"live": vae, "average": average, "adam": adam}
+                state = {name: part.state_dict() for name, part in parts.items()}
+                facts = {"stage": stage, "step": step, "drawn": drawn, "used": budget.used}
+                save(state_file, {**facts, **state})
         with average:
             say(log, side=side, step=step, drawn=drawn, final_psnr=psnr(vae, looks))
             save(runs / f"vae-{side}.pt", vae.state_dict())

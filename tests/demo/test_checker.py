@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from demo.training import evaluate
 from demo.training.judge import Task, judge
-from demo.training.scenes import COLOURS, SHAPES, Sheet, draw_single, draw_two
+from demo.training.shapes import COLOURS, SHAPES, Sheet, draw_single, draw_two
 
 YELLOW, BLUE = COLOURS["yellow"], COLOURS["blue"]
 
