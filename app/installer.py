@@ -173,7 +173,7 @@ class Installer:
         elif wanted.repository is None:
             raise InstallFailed(f"{folder} is an OpenVINO pipeline already: set MODEL to it.")
         if kind != "as it is":
-            source.complete(folder)
+            source.check_complete(source.paths_in(folder), source.read_index(folder))
         meter = Meter("verifying", "Computing checksums", _size_of(folder), self._tell)
         Manifest(
             model=wanted.name,
@@ -241,6 +241,8 @@ class Installer:
             chosen = source.needed_ready(paths)
             if converts:
                 chosen, _ = _about(wanted, lambda: source.needed(paths, index))
+            else:
+                _about(wanted, lambda: source.check_complete(chosen, index))
         files = [file for file in snapshot.files if file.path in chosen]
         if not files:
             raise InstallFailed(f"{wanted.reference} has none of the files this model consists of.")

@@ -119,7 +119,7 @@ def find(reference: str, catalog: Catalog) -> Model | None:
     folder = local_path(reference)
     if kind_at(folder) != "openvino":
         return None
-    complete(folder)
+    check_complete(paths_in(folder), read_index(folder))
     model = stranger(reference, recognise(folder, catalog), catalog, weights_dir=folder)
     catalog.add(model)
     return model
@@ -383,10 +383,10 @@ def _is_part(name: str, value: Any) -> bool:
     return isinstance(value, list) and value[0] is not None and name not in UNUSED
 
 
-def complete(folder: Path) -> None:
-    """Raises InstallFailed when an OpenVINO folder lacks a part: the runtime would tell it at the
-    first picture only, or not at all."""
-    index = _json(folder / INDEX)
+def check_complete(paths: Iterable[str], index: Index) -> None:
+    """Raises InstallFailed when an OpenVINO pipeline with these files lacks one: the runtime would
+    tell it at the first picture only, or not at all."""
+    there = set(paths)
     for part, value in index.items():
         if not _is_part(part, value):
             continue
@@ -396,16 +396,13 @@ def complete(folder: Path) -> None:
             expected = [f"{part}/scheduler_config.json"]
         else:
             folders = ("vae_decoder", "vae_encoder") if part == "vae" else (part,)
-            expected = [
-                f"{name}/{file}"
-                for name in folders
-                for file in ("openvino_model.xml", "openvino_model.bin")
-            ]
+            files = ("openvino_model.xml", "openvino_model.bin")
+            expected = [f"{folder}/{file}" for folder in folders for file in files]
         for file in expected:
-            if not (folder / file).is_file():
+            if file not in there:
                 raise InstallFailed(
-                    f"The OpenVINO pipeline in {folder} has no {file}. Export it again with a "
-                    "recent optimum-intel, or give the repository it was made from."
+                    f"The OpenVINO pipeline has no {file}. Export it again with a recent "
+                    "optimum-intel, or take the checkpoint it was made from."
                 )
 
 

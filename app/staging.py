@@ -56,9 +56,11 @@ class Staging:
     def snapshot(self) -> Snapshot | None:
         """The repository as it was when the interrupted download began."""
         record = _read(self.folder / "snapshot.json")
-        if record is None:
+        try:
+            files = tuple(RemoteFile(**file) for file in record.pop("files"))
+            return Snapshot(**record, files=files)
+        except (AttributeError, KeyError, TypeError):  # none, or one of another version
             return None
-        return Snapshot(**record | {"files": tuple(RemoteFile(**file) for file in record["files"])})
 
     def remember(self, snapshot: Snapshot) -> None:
         _write(self.folder / "snapshot.json", asdict(snapshot))

@@ -396,6 +396,18 @@ def test_a_repository_no_family_can_run_is_refused_before_its_weights_come(
     assert not machine.hub.asked("openvino_model.bin")
 
 
+def test_a_pipeline_that_lacks_a_part_is_refused_before_it_comes(
+    machine: Machine, tmp_path: Path
+) -> None:
+    folder = tmp_path / "without-tokenizer"
+    shutil.copytree(BUNDLED, folder)
+    (folder / "tokenizer" / "openvino_tokenizer.bin").unlink()
+    machine.hub.repositories[REPOSITORY].folder = folder
+    code, output = machine.run(MODEL)
+    assert code == 1 and "tokenizer/openvino_tokenizer.bin" in output
+    assert not machine.hub.asked("openvino_model.bin")
+
+
 def test_a_name_that_climbs_out_of_the_folder_is_refused(machine: Machine, tmp_path: Path) -> None:
     machine.hub.repositories[REPOSITORY].extra = ["../../escaped.json"]
     code, output = machine.run(MODEL)
