@@ -48,7 +48,7 @@ RUN python3 -m venv --without-pip /opt/easel \
  && install="/opt/pip/bin/pip --python /opt/easel/bin/python install" \
  && $install --require-hashes -r /tmp/runtime.txt \
  && for wheel in /tmp/drivers/*.whl; do \
-      if [ -e "$wheel" ]; then $install -c /tmp/runtime.txt "$wheel"; fi || exit 1; \
+      if [ -e "$wheel" ]; then $install "$wheel"; fi || exit 1; \
     done \
  && for site in /opt/easel/lib/python3*/site-packages; do \
       rm -rf "$site"/openvino/include "$site"/openvino/cmake "$site"/numpy/_core/include \

@@ -74,8 +74,9 @@ def build(tag: str, target: str) -> str:
 
 @contextlib.contextmanager
 def _package_sources() -> Iterator[list[str]]:
-    """What pip is told by this machine's environment, as build arguments. A local folder is
-    shown to the build over HTTP, always on the same port: another argument is another build."""
+    """What pip is told by this machine's environment, as build arguments. A local folder of packages
+    is shown to the build over HTTP, always on one port if it is free: other arguments are another
+    build."""
     sources = [
         f"{name}={os.environ[name]}"
         for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
@@ -86,14 +87,21 @@ def _package_sources() -> Iterator[list[str]]:
         yield sources
         return
     handler = functools.partial(_Quiet, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 18999), handler) as server:
+    with _listen(handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield [*sources, "PIP_FIND_LINKS=http://127.0.0.1:18999/"]
+            yield [*sources, f"PIP_FIND_LINKS=http://127.0.0.1:{server.server_port}/"]
         finally:
             server.shutdown()
             thread.join()
+
+
+def _listen(handler: Callable[..., Any]) -> http.server.ThreadingHTTPServer:
+    try:
+        return http.server.ThreadingHTTPServer(("127.0.0.1", 18999), handler)
+    except OSError:
+        return http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
