@@ -134,7 +134,7 @@ def generate(
 )
 def install(context: typer.Context) -> None:
     """Install a model: download it, convert it where needed, check it."""
-    from app.install import main  # with the hub's client, which nothing else needs
+    from app.installation.command import main  # with the hub's client, which nothing else needs
 
     main(context.args, "python -m app install")
 

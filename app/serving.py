@@ -21,7 +21,7 @@ from app.errors import (
     Unavailable,
     UnknownDevice,
 )
-from app.installing import install
+from app.installation.child import install
 from app.job import Job
 from app.manifest import missing
 from app.model import Model

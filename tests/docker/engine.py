@@ -74,9 +74,9 @@ def build(tag: str, target: str) -> str:
 
 @contextlib.contextmanager
 def _package_sources() -> Iterator[list[str]]:
-    """What pip is told by this machine's environment, as build arguments. A local folder of packages
-    is shown to the build over HTTP, always on one port if it is free: other arguments are another
-    build."""
+    """What pip is told by this machine's environment, as build arguments. A local folder of
+    packages is shown to the build over HTTP, always on one port if it is free: other arguments are
+    another build."""
     sources = [
         f"{name}={os.environ[name]}"
         for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")

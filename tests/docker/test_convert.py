@@ -30,7 +30,8 @@ def checkpoint(convert_image, volume):
 
 def test_its_environment_is_what_the_service_looks_for(convert_image):
     code = (
-        "from app.convert import environment_is_ready; from app.settings import read_settings; "
+        "from app.installation.convert import environment_is_ready; "
+        "from app.settings import read_settings; "
         "print(environment_is_ready(read_settings().convert_venv))"
     )
     options = ["--rm", "--network=none", "--entrypoint=python", convert_image, "-c", code]

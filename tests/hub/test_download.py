@@ -58,9 +58,9 @@ files = ["*.axmodel", "text/*"]
 """
 # The command with waits between attempts that suit a test.
 QUICK = """
-import sys, app.hub, app.install
-app.hub.WAITS = (0.05, 0.05)
-app.install.main(sys.argv[1:], "easel")
+import sys, app.installation.hub, app.installation.command
+app.installation.hub.WAITS = (0.05, 0.05)
+app.installation.command.main(sys.argv[1:], "easel")
 """
 
 
@@ -420,16 +420,16 @@ def test_the_service_side_hears_progress_and_reasons(
 ) -> None:
     import asyncio
 
-    from app import installing
+    from app.installation import child
     from app.errors import InstallFailed, UnknownModel
 
     for name, value in machine.environ.items():
         monkeypatch.setenv(name, value)
     heard: list[dict[str, Any]] = []
-    asyncio.run(installing.install(MODEL, heard.append))
+    asyncio.run(child.install(MODEL, heard.append))
     assert machine.is_whole() and heard[-1]["state"] == "installed"
     with pytest.raises(UnknownModel):
-        asyncio.run(installing.install("no-such", heard.append))
+        asyncio.run(child.install("no-such", heard.append))
     machine.hub.repositories.clear()
     with pytest.raises(InstallFailed, match="no repository"):
-        asyncio.run(installing.install("tests/other", heard.append))
+        asyncio.run(child.install("tests/other", heard.append))

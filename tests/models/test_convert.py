@@ -16,7 +16,7 @@ import pytest
 
 from app import manifest, source
 from app.catalog import HOME, Catalog
-from app.convert import environment_is_ready, make_environment
+from app.installation.convert import environment_is_ready, make_environment
 from app.model import Model
 from app.pipeline import Inputs, LoadOptions
 from app.request import ImageRequest
@@ -210,6 +210,8 @@ def test_too_little_memory_is_refused_before_the_download(
     machine: Machine, checkpoints: Path
 ) -> None:
     machine.hub.add("stabilityai/sdxl-turbo", checkpoints / "sdxl-turbo")
-    code, output = machine.run("sdxl-turbo", first="import app.room; app.room._MEMORY = 1e9\n")
+    code, output = machine.run(
+        "sdxl-turbo", first="from app.installation import room; room._MEMORY = 1e9\n"
+    )
     assert code == 1 and "of memory" in output
     assert machine.hub.sent < 10_000

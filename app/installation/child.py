@@ -27,7 +27,7 @@ async def install(
     The child reads the same settings from the environment, the token among them. Raises what the
     installer raises: InstallFailed, UnknownModel, Busy.
     """
-    command = [sys.executable, "-m", "app.install", reference, "--json"]
+    command = [sys.executable, "-m", "app.installation.command", reference, "--json"]
     command += ["--weight-format", weight_format] if weight_format else []
     child = await asyncio.create_subprocess_exec(
         *command,

@@ -17,7 +17,7 @@ from pathlib import Path
 from app import source
 from app.catalog import HOME
 from app.errors import InstallFailed
-from app.progress import OnProgress, Progress
+from app.installation.progress import OnProgress, Progress
 
 _LOCKS = (HOME / "requirements" / "torch.txt", HOME / "requirements" / "convert.txt")
 _STAMP = "easel-complete"
@@ -99,7 +99,13 @@ def convert(
     for folder in (output, work):
         shutil.rmtree(folder, ignore_errors=True)
     view, variant = _view(config or given, work / "view")
-    command = [str(_python(environment)), "-m", "app.convert_main", str(output), weight_format]
+    command = [
+        str(_python(environment)),
+        "-m",
+        "app.installation.convert_main",
+        str(output),
+        weight_format,
+    ]
     command += ["--work", str(work), "--view", str(view)]
     command += ["--checkpoint", str(given)] if given.is_file() else []
     command += ["--variant", variant] if variant else []

@@ -1,7 +1,7 @@
 """The command that installs a model: a progress bar for a person, JSON lines for a program.
 
-`python -m app.install NAME --json` is what the service starts; `python -m app install NAME` what
-people type.
+`python -m app.installation.command NAME --json` is what the service starts;
+`python -m app install NAME` what people type.
 """
 
 import json
@@ -26,9 +26,9 @@ from rich.progress import Progress as Bars
 from app import source
 from app.catalog import CatalogError
 from app.errors import EaselError
-from app.installer import Installer
+from app.installation.installer import Installer
+from app.installation.progress import OnProgress, Progress
 from app.machine import Machine
-from app.progress import OnProgress, Progress
 from app.settings import Settings, SettingsError, read_settings
 
 _SAY_EVERY = 15.0  # seconds, where there is no terminal
@@ -198,4 +198,4 @@ def main(arguments: list[str], program: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:], "python -m app.install")
+    main(sys.argv[1:], "python -m app.installation.command")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import Busy
-from app.hub import RemoteFile, Snapshot
+from app.installation.hub import RemoteFile, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)

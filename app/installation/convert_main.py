@@ -1,7 +1,8 @@
 """A checkpoint becomes an OpenVINO pipeline. Runs in the convert environment, in a process of its
 own:
 
-    python -m app.convert_main OUTPUT FORMAT --view V --work W [--variant fp16] [--checkpoint FILE]
+    python -m app.installation.convert_main OUTPUT FORMAT --view V --work W [--variant fp16]
+    [--checkpoint FILE]
 
 VIEW is a diffusers folder. With a checkpoint in a single file it has no weights, and says how the
 file is built; the unpacked one goes to WORK. Nothing of the network is used.

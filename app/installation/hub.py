@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from app.errors import InstallFailed
-from app.progress import Meter
+from app.installation.progress import Meter
 
 T = TypeVar("T")
 
