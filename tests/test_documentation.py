@@ -64,3 +64,10 @@ def test_the_tree_in_the_readme_shows_what_is_there():
     shown = re.findall(r"^(?:    )?([\w.-]+)/ ", README, re.MULTILINE)
     missing = [folder for folder in shown if not (HOME / folder).is_dir()]
     assert not missing, f"not documented: {missing}"
+
+
+def test_every_room_is_in_the_plan_of_the_house():
+    plan = (HOME / "docs" / "architecture.md").read_text()
+    rooms = [path.name for path in (HOME / "app").rglob("*.py") if path.parent.name != "faces"]
+    missing = [name for name in rooms if name != "__init__.py" and f"{name}`" not in plan]
+    assert not missing, f"not documented: {missing}"

@@ -420,8 +420,8 @@ def test_the_service_side_hears_progress_and_reasons(
 ) -> None:
     import asyncio
 
-    from app.installation import child
     from app.errors import InstallFailed, UnknownModel
+    from app.installation import child
 
     for name, value in machine.environ.items():
         monkeypatch.setenv(name, value)
