@@ -283,7 +283,8 @@ class Installer:
         size = source.weights_size(given)
         room.check_memory(size, wanted.name)
         if wanted.repository is None:
-            room.check_disk(staging.folder, room.written(size, wanted.format), wanted.name)
+            needed = room.written(size, wanted.format, unpacked=given.is_file())
+            room.check_disk(staging.folder, needed, wanted.name)
         self._prepare_environment(staging)
         config = self._blueprint(like, staging) if given.is_file() else None
         convert.convert(
