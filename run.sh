@@ -10,8 +10,8 @@ usage() {
 ./run.sh models                 the models there are
 ./run.sh devices                the devices this machine has
 ./run.sh install MODEL          fetch or convert a model's weights
-./run.sh test                   checks and tests that need no torch, no Docker and no browser
-./run.sh test --all             everything: conversion, Docker and browser too, as far as they are here
+./run.sh test                   checks and tests that need no torch, no Docker and little time
+./run.sh test --all             everything: conversions, containers and what takes minutes, too
 ./run.sh test --docker          the tests in containers only
 ./run.sh --help                 this text
 
