@@ -28,8 +28,16 @@ def convert_image(image: str) -> str:
 
 
 @pytest.fixture
-def start(image: str) -> Iterator[Callable[..., Container]]:
-    """Starts a container of the image with options of `docker run`; removes it with the test."""
+def volume(engine: None) -> Iterator[str]:
+    name = docker("volume", "create", f"--label={LABEL}", f"{LABEL}-{uuid.uuid4().hex[:12]}")
+    yield name
+    subprocess.run(["docker", "volume", "rm", "--force", name], capture_output=True, check=False)
+
+
+@pytest.fixture
+def start(image: str, volume: str) -> Iterator[Callable[..., Container]]:
+    """Starts a container of the image with options of `docker run`; removes it with the test,
+    before the volume that it may use."""
     started: list[Container] = []
 
     def start(*options: str, image: str = image, command: tuple[str, ...] = ()) -> Container:
@@ -39,10 +47,3 @@ def start(image: str) -> Iterator[Callable[..., Container]]:
     yield start
     for container in started:
         container.remove()
-
-
-@pytest.fixture
-def volume(engine: None) -> Iterator[str]:
-    name = docker("volume", "create", f"--label={LABEL}", f"{LABEL}-{uuid.uuid4().hex[:12]}")
-    yield name
-    subprocess.run(["docker", "volume", "rm", "--force", name], capture_output=True, check=False)
