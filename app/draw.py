@@ -70,9 +70,9 @@ async def draw(
     for n, data in enumerate(encoded.pictures):
         path = output if recipe.images == 1 else output.with_stem(f"{output.stem}-{n + 1}")
         path.write_bytes(data)
-        console.print(f"{path}  seed {recipe.image_seed(n)}", highlight=False)
+        console.print(f"{path}  seed {recipe.image_seed(n)}", highlight=False, soft_wrap=True)
     for warning in (*warnings, *getattr(drawn, "warnings", ())):
-        console.print(f"note: {warning}", highlight=False)
+        console.print(f"note: {warning}", highlight=False, soft_wrap=True)
 
 
 def _format(output: Path) -> ImageFormat:
