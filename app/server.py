@@ -159,7 +159,9 @@ class Server(uvicorn.Server):
         self._grace = settings.grace
         # Bound before anything is loaded, so that a taken port is one line and not a half start.
         self._socket = listen(settings.host, settings.port)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        # "Every address" is none that a person could go to.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+        host = f"[{host}]" if ":" in host else host
         self._url = f"http://{host}:{self._socket.getsockname()[1]}"
         self._draining: asyncio.Task[None] | None = None
 
