@@ -14,6 +14,7 @@ from typing import Any
 from app.catalog import Catalog
 from app.device import Devices
 from app.errors import (
+    Busy,
     EaselError,
     InstallFailed,
     LoadFailed,
@@ -122,7 +123,7 @@ class Serving:
                 self._not_ready("loading", f"Loading {name} on {device}.")
                 await self.load(name, device)
                 return
-            except InstallFailed as error:
+            except (InstallFailed, Busy) as error:  # Busy: another process installs it just now
                 log.error("not installed", extra={"model": name, "detail": error.detail})
                 self._not_ready("failed", f"{error.detail} It is tried again in {pause} seconds.")
             except Exception as error:  # noqa: BLE001 - whatever it is, the service tells it

@@ -160,7 +160,7 @@ def _draw(
                     job=run.job,
                     step=done * steps + step,
                     steps=recipe.images * steps,
-                    preview=image.preview_jpeg(Image.fromarray(preview())) if preview else None,
+                    preview=_small_jpeg(preview) if preview else None,
                 )
             )
 
@@ -172,6 +172,15 @@ def _draw(
         for name, milliseconds in made.timings_ms.items():
             timings[name] = timings.get(name, 0.0) + milliseconds
     return pixels, timings, tuple(warnings)
+
+
+def _small_jpeg(preview: Callable[[], Pixels]) -> bytes | None:
+    """A preview that cannot be made costs no picture."""
+    try:
+        return image.preview_jpeg(Image.fromarray(preview()))
+    except Exception as error:  # noqa: BLE001 - it is the adapter's code
+        print(f"no preview: {error!r}", file=sys.stderr, flush=True)
+        return None
 
 
 def _checked(pixels: Any, recipe: Recipe) -> Pixels:

@@ -32,6 +32,12 @@ def the_service_goes_on(brittle):
     assert not [line for line in brittle.log_lines() if "traceback" in line]
 
 
+def test_a_preview_that_fails_costs_no_picture(brittle):
+    job = brittle.generate("blind", steps=3)
+    assert job["state"] == "succeeded"
+    assert not [event for event in brittle.events(job["id"]) if event.kind == "preview"]
+
+
 def test_a_killed_worker_costs_its_job_one_retry(brittle):
     job = brittle.submit("slow", steps=60)
     pid = kill_worker(brittle, job)

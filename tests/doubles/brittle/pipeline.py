@@ -48,7 +48,7 @@ class Brittle:
             if what == "slow":
                 time.sleep(STEP)
             try:
-                on_step(step, recipe.steps, lambda: pixels[::8, ::8])
+                on_step(step, recipe.steps, lambda: _preview(what, pixels))
             except Canceled:
                 if what != "deaf":
                     raise
@@ -63,6 +63,12 @@ class Brittle:
         except FileExistsError:
             return False
         return True
+
+
+def _preview(what: str, pixels: Pixels) -> Pixels:
+    if what == "blind":
+        raise ValueError("the double was asked for no previews")
+    return pixels[::8, ::8]
 
 
 def _misbehave(what: str) -> None:
