@@ -61,7 +61,8 @@ def test_a_job_tells_everything_about_itself(service):
     [image] = job["images"]
     assert image["bytes"] == len(service.picture(job))
     assert image["seed"] == job["recipe"]["seed"]
-    assert (image["width"], image["height"], image["media_type"]) == (128, 128, "image/png")
+    size = (job["recipe"]["width"], job["recipe"]["height"])
+    assert (image["width"], image["height"], image["media_type"]) == (*size, "image/png")
 
 
 def test_the_gaps_of_a_request_are_filled_with_the_models_defaults(service):
