@@ -151,7 +151,7 @@ def noise_levels(count: int, chance: torch.Generator) -> torch.Tensor:
 
 
 @torch.no_grad()
-def sample(text, unet, eye, words, prompts: list[str], steps=12, guidance=3.5, seed=0):
+def sample(text, unet, eye, words, prompts: list[str], steps=10, guidance=3.5, seed=0):
     """uint8 [prompts, side, side, 3], as the shipped pipeline would."""
     plan = scheduler()
     plan.set_timesteps(steps)

@@ -19,7 +19,7 @@ from demo.training.judge import Task, Verdict, judge
 from demo.training.shapes import MAIN_COLOURS, RELATIONS, SHAPES, article, is_held_out
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
-STEPS, GUIDANCE, SIDE = 12, 3.5, 256
+STEPS, GUIDANCE, SIDE = 10, 3.5, 256
 SCENES = [
     "a house",
     "a red house with a blue roof",
