@@ -72,9 +72,9 @@ class Dispatcher:
         """Takes up a job of an earlier process: queued again, or failed if it was tried often
         enough."""
         if job.attempts < ATTEMPTS:
-            self.enqueue(
-                replace(job, state=JobState.QUEUED, progress=Progress(steps=job.progress.steps))
-            )
+            job = replace(job, state=JobState.QUEUED, progress=Progress(steps=job.progress.steps))
+            await self._ledger.save(job)
+            self.enqueue(job)
             return
         live = self.live[job.id] = LiveJob(job)
         detail = "The service ended twice while this job was running; it is not tried again."
@@ -105,7 +105,7 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for live in list(self.live.values()):
-            if live.job.state is JobState.RUNNING:
+            if live.job.state is JobState.RUNNING and not live.ending:
                 attempts = live.job.attempts - 1  # it was not its fault
                 live.change(state=JobState.QUEUED, started=None, attempts=attempts)
                 await self._ledger.save(live.job)
@@ -115,7 +115,7 @@ class Dispatcher:
         wait for ever behind a worker that is never idle."""
         if self.stopping or self._pool.crowded:
             return
-        for live in self._order():
+        for live in self.order():
             device = self._place(live.job)
             if device not in self.running:
                 self.queue.remove(live)
@@ -129,7 +129,7 @@ class Dispatcher:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _order(self) -> list[LiveJob]:
+    def order(self) -> list[LiveJob]:
         """Jobs of a loaded model first, as long as nobody starves."""
         if self.queue and time.time() - self.queue[0].job.created > self._rules.starvation:
             return list(self.queue)
@@ -174,7 +174,7 @@ class Dispatcher:
         )
         # Recorded while it runs already: the ledger keeps the order, and a job that takes the
         # service down twice is not run for ever.
-        self._spawn(self._record_start(live))
+        self._spawn(self._record(live))
         live.publish("state")
         began = time.monotonic()
         # A canceled job lets go of the device; the load goes on for the next job of the model.
@@ -189,7 +189,7 @@ class Dispatcher:
         live.worker = worker
         return task, await self._until_free(live, worker, task), load_ms
 
-    async def _record_start(self, live: LiveJob) -> None:
+    async def _record(self, live: LiveJob) -> None:
         if not live.ending:  # else this record would come after the last one
             await self._ledger.save(live.job)
 
@@ -252,6 +252,7 @@ class Dispatcher:
         else:
             log.warning("trying again", extra={"job": live.job.id, "detail": error.detail})
             live.restart()
+            self._spawn(self._record(live))
             self.queue.insert(0, live)
             live.publish("state")
             self.pump()

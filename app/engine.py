@@ -191,7 +191,7 @@ class Engine:
 
     def queue_position(self, job_id: str) -> int | None:
         """0 for the job that is next, None for one that does not wait."""
-        waiting = (n for n, live in enumerate(self._jobs.queue) if live.job.id == job_id)
+        waiting = (n for n, live in enumerate(self._jobs.order()) if live.job.id == job_id)
         return next(waiting, None)
 
     def live(self, job_id: str) -> LiveJob | None:
@@ -291,8 +291,11 @@ class Engine:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING)
-            self._pool.kill_stalled()
-            if self.settings.idle_unload:
-                await self._pool.end_idle(self.settings.idle_unload)
-            await self._ledger.save_late()
-            self._jobs.pump()  # a job may have waited long enough to go first
+            try:
+                self._pool.kill_stalled()
+                if self.settings.idle_unload:
+                    await self._pool.end_idle(self.settings.idle_unload)
+                await self._ledger.save_late()
+                self._jobs.pump()  # a job may have waited long enough to go first
+            except Exception:
+                log.exception("housekeeping broke")

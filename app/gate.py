@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -57,7 +58,12 @@ class Gate:
             self._check_key(scope, path, headers)
             _check_length(headers)
             await self._app(scope, _limited(receive), tell)
-        except EaselError as error:
+        except ClientDisconnect:
+            pass  # in the middle of its own request
+        except Exception as error:
+            if not isinstance(error, EaselError):
+                log.exception("request broke", extra={"path": path})
+                error = EaselError("Something inside Easel broke; the log says more.")
             if status == 0:
                 await self._render(path, error)(scope, receive, tell)
         finally:

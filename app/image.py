@@ -11,6 +11,7 @@ import io
 import json
 import re
 import warnings
+from dataclasses import replace
 from typing import Any
 
 from PIL import ExifTags, Image, ImageFilter, ImageOps, PngImagePlugin
@@ -19,6 +20,7 @@ from app import __version__
 from app.errors import InvalidRequest
 from app.request import MAX_PROMPT, ImageFormat, MaskMeans, Recipe, Resize
 
+LONGEST_EXIF = 65_000  # bytes
 MAX_PIXELS = 50_000_000  # of a picture that a caller sends
 MEDIA_TYPES: dict[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _PAIR = re.compile(r'([A-Za-z][\w /-]{0,60}): ("(?:[^"\\]|\\.)*"|[^,]*)(?:, |$)')
@@ -173,7 +175,7 @@ def encode(image: Image.Image, recipe: Recipe, seed: int) -> bytes:
         image.save(buffer, "PNG", pnginfo=info, compress_level=1)
     else:
         exif = Image.Exif()
-        comment = b"UNICODE\0" + text.encode("utf-16-be")
+        comment = b"UNICODE\0" + _fitting(recipe, seed).encode("utf-16-be")
         exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
         name: dict[ImageFormat, str] = {"jpeg": "JPEG", "webp": "WEBP"}
         image.save(buffer, name[recipe.format], quality=recipe.quality, exif=exif.tobytes())
@@ -196,6 +198,16 @@ def parameters(recipe: Recipe, seed: int) -> str:
         lines.append(f"Negative prompt: {recipe.negative_prompt}")
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items()))
     return "\n".join(lines)
+
+
+def _fitting(recipe: Recipe, seed: int) -> str:
+    """The parameters, with long prompts cut so that they fit the 64 KiB of a JPEG's EXIF."""
+    text = parameters(recipe, seed)
+    if len(text) <= LONGEST_EXIF // 4:  # four bytes a character at most
+        return text
+    half = LONGEST_EXIF // 9
+    negative = recipe.negative_prompt[:half] if recipe.negative_prompt else None
+    return parameters(replace(recipe, prompt=recipe.prompt[:half], negative_prompt=negative), seed)
 
 
 def _quoted(value: Any) -> str:

@@ -158,13 +158,16 @@ class Model:
     ) -> tuple[int, int]:
         limits, default = self.limits, (self.defaults.width, self.defaults.height)
         if limits.sizes is not None:
-            asked = (request.width or default[0], request.height or default[1])
+            asked = (
+                default[0] if request.width is None else request.width,
+                default[1] if request.height is None else request.height,
+            )
             if asked in limits.sizes:
                 return asked
             allowed = ", ".join(f"{w}x{h}" for w, h in limits.sizes)
             check.refuse(
                 f"{self.name} makes pictures of {allowed} only, not {asked[0]}x{asked[1]}",
-                field="width" if request.width else "height",
+                field="width" if request.width is not None else "height",
                 instead=f"made at {default[0]}x{default[1]}",
             )
             return default

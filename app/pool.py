@@ -42,6 +42,7 @@ class Pool:
         async with self._locks.setdefault(key, asyncio.Lock()):
             worker = self._workers.get(key)
             if worker is not None and _alive(worker):
+                worker.last_used = time.monotonic()  # or it might be ended before its job begins
                 return worker
             self._workers.pop(key, None)
             await self._make_room(key, model)
@@ -60,11 +61,11 @@ class Pool:
 
     async def unload(self, name: str) -> None:
         """Ends the workers of a model; raises Busy when one is at a job."""
-        keys = [key for key in self._workers if key[0] == name]
-        if any(self._workers[key].busy for key in keys):
+        workers = {key: worker for key, worker in self._workers.items() if key[0] == name}
+        if any(worker.busy for worker in workers.values()):
             raise Busy(f"{name} is at a job; cancel it or wait for its end.")
-        for key in keys:
-            await self._end(key)
+        for key, worker in workers.items():
+            await self._end(key, worker)
 
     async def close(self) -> None:
         for key in list(self._workers):
@@ -92,7 +93,7 @@ class Pool:
         for key, worker in list(self._workers.items()):
             if not worker.busy and now - worker.last_used > seconds:
                 log.info("idle, unloading", extra={"model": worker.model.name})
-                await self._end(key)
+                await self._end(key, worker)
 
     async def _make_room(self, key: Key, model: Model) -> None:
         """Ends idle workers, the least recently used first, until the model fits the budget."""
@@ -110,7 +111,7 @@ class Pool:
                     log.info(
                         "making room", extra={"unloaded": worker.model.name, "for": model.name}
                     )
-                    await self._end(victim)
+                    await self._end(victim, worker)
                 else:
                     self.crowded += 1
                     try:
@@ -142,10 +143,13 @@ class Pool:
             idle = [item for item in self._workers.items() if item[0] != keep and not item[1].busy]
             if not idle:
                 return  # a busy one goes when the next pipeline is loaded
-            await self._end(min(idle, key=lambda item: item[1].last_used)[0])
+            await self._end(*min(idle, key=lambda item: item[1].last_used))
 
-    async def _end(self, key: Key) -> None:
-        await self._workers.pop(key).stop()
+    async def _end(self, key: Key, worker: Worker) -> None:
+        """Ends a worker, unless it was ended or given a job while another one was being ended."""
+        if self._workers.get(key) is worker and not worker.busy:
+            del self._workers[key]
+            await worker.stop()
 
 
 def _alive(worker: Worker) -> bool:

@@ -79,15 +79,9 @@ def create_app(settings: Settings) -> FastAPI:
         assert isinstance(error, HTTPException)
         return render(request.url.path, _http(error, request))
 
-    async def on_bug(request: Request, error: Exception) -> Response:
-        return render(
-            request.url.path, errors.EaselError("Something inside Easel broke; the log says more.")
-        )
-
     app.add_exception_handler(errors.EaselError, on_easel_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(Exception, on_bug)
     app.add_middleware(Gate, keys=settings.keys(), render=render)
     return app
 

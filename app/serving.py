@@ -111,10 +111,12 @@ class Serving:
         await self._pool.unload(self._catalog.get(name).name)
 
     async def bring_up(self) -> None:
-        """Installs MODEL if it is not here, and loads it. An installation that fails is tried
-        again: the network of a machine that just started may not be there yet."""
+        """Installs MODEL if it is not here, and loads it. What fails is tried again: the network of
+        a machine that just started, or its memory, may not be there yet."""
         for pause in itertools.chain(RETRY_INSTALL, itertools.repeat(RETRY_INSTALL[-1])):
             name = self._settings.model
+            if self.readiness.status == "ready":
+                return  # another model was loaded meanwhile
             try:
                 model = find(name, self._catalog)
                 if model is None or not model.installed or missing(model.weights_dir):
@@ -132,7 +134,6 @@ class Serving:
                 log.error("load failed", extra={"model": name, "detail": words})
                 self._failed_loads[name] = (time.monotonic(), words)
                 self._not_ready("failed", words)
-                return
             await asyncio.sleep(pause)
 
     async def _install(self, reference: str) -> Model:

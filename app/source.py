@@ -5,6 +5,7 @@ A family's model.toml says in [[accepts]] what it can run beyond the models it l
 and small JSON files only; imports neither the hub nor the runtime.
 """
 
+import hashlib
 import json
 import pickletools
 import re
@@ -91,12 +92,14 @@ def local_path(reference: str) -> Path:
 
 
 def name_of(reference: str) -> str:
-    """The name under which a model lives that no family lists: owner--name, or local--NAME."""
+    """The name under which a model lives that no family lists: owner--name, or
+    local--NAME--DIGEST: files of one name in two folders are two models."""
     if not is_local(reference):
         return reference.replace("/", "--")
     path = Path(reference).expanduser().resolve()
     stem = path.stem if path.suffix in CHECKPOINTS else path.name
-    return "local--" + re.sub(r"[^\w.-]+", "-", stem)
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    return "--".join(("local", re.sub(r"[^\w.-]+", "-", stem), digest))
 
 
 def find(reference: str, catalog: Catalog) -> Model | None:

@@ -116,6 +116,7 @@ class Worker:
             if not worker.load_ms:
                 worker.kill()
                 await asyncio.shield(worker.stop())
+        worker.last_used = time.monotonic()
         return worker
 
     async def _launch(self) -> None:

@@ -27,6 +27,13 @@ class Event(NamedTuple):
     data: dict[str, Any]
 
 
+def pytest_configure() -> None:
+    """Started in the background of a script, this process ignores Ctrl-C, and so would the programs
+    that tests send it to."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Service:
     """`python -m app serve` as a child process; `client` talks to it."""
 

@@ -466,3 +466,12 @@ def test_bytes_that_are_hardly_http_are_answered_or_hung_up_on(service, request_
     assert answer == b"" or answer.startswith(b"HTTP/1.1 ")
     assert b"Traceback" not in answer
     assert service.client.get("/health").json() == {"status": "healthy"}
+
+
+def test_a_lone_surrogate_is_refused_with_an_idempotency_key_too(service):
+    answer = service.client.post(
+        "/jobs",
+        content=b'{"prompt": "\\ud800"}',
+        headers={"Content-Type": "application/json", "Idempotency-Key": "surrogate"},
+    )
+    assert_problem(answer, 422, "invalid_request", "prompt", "Unicode")

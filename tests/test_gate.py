@@ -1,9 +1,14 @@
 """What every request passes: its key, its id, its line in the log; and what a log never says."""
 
+import asyncio
 import base64
 import json
 
+import httpx
 import pytest
+
+from app.faces.face import problem
+from app.gate import Gate
 
 SECRET, OTHER, FILED = "key-geheim-1", "key-geheim-2", "key-geheim-3"
 
@@ -182,3 +187,22 @@ def test_all_that_is_logged_is_json(brittle):
     assert lines
     for line in lines:
         assert {"time", "level", "event"} <= set(json.loads(line))
+
+
+def test_a_bug_is_answered_with_the_requests_id_and_without_its_traceback():
+    """Through the gate alone: no route of the service is meant to raise."""
+
+    async def broken(scope, receive, send):
+        raise RuntimeError("a secret detail")
+
+    gate = Gate(broken, keys=(), render=lambda path, error: problem(error))
+    transport = httpx.ASGITransport(app=gate)
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport, base_url="http://easel") as client:
+            return await client.get("/jobs", headers={"X-Request-ID": "mine"})
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.headers["x-request-id"]) == (500, "mine")
+    assert answer.json()["code"] == "error"
+    assert "secret" not in answer.text

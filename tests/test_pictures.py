@@ -208,3 +208,11 @@ def test_a_picture_says_nothing_of_the_machine_that_made_it(service):
     data = service.picture(service.generate(PROMPT, steps=1))
     assert set(opened(data).info) == {"parameters"}
     assert str(service.folder).encode() not in data
+
+
+def test_a_jpeg_carries_what_fits_of_very_long_prompts(service):
+    """64 KiB is what EXIF holds; the recipe's figures are there all the same."""
+    long = "\N{ARTIST PALETTE}" * 10_000
+    job = service.generate(long, negative_prompt=long, format="jpeg", steps=1, seed=5)
+    assert job["state"] == "succeeded", job["error"]
+    assert "Seed: 5" in parameters_of(opened(service.picture(job)))

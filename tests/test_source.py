@@ -222,3 +222,9 @@ def test_a_wrong_accepts_is_told_with_its_file(tmp_path: Path) -> None:
         (family / "model.toml").write_text(f"{good}\n[[accepts]]\n{wrong}\n")
         with pytest.raises(CatalogError, match=r"odd/model\.toml: accepts"):
             list(source.accepted(Catalog([tmp_path], Path("nowhere"))))
+
+
+def test_files_of_one_name_in_two_folders_are_two_models(tmp_path):
+    one, other = (tmp_path / folder / "model.safetensors" for folder in ("one", "other"))
+    assert source.name_of(str(one)) != source.name_of(str(other))
+    assert source.name_of(str(one)) == source.name_of(str(one))

@@ -2,8 +2,8 @@
 contract."""
 
 import asyncio
-import contextlib
 import hashlib
+import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -141,9 +141,9 @@ async def post_job(
 ) -> Response:
     """Hands a job in. `Prefer: wait=N` answers with the ended job if it ends within N seconds."""
     engine = engine_of(request)
-    digest = (
-        hashlib.sha256(body.model_dump_json().encode()).hexdigest() if idempotency_key else None
-    )
+    # Escaped to ASCII: not every text that JSON can hold is valid Unicode.
+    said = json.dumps(body.model_dump(), sort_keys=True)
+    digest = hashlib.sha256(said.encode()).hexdigest() if idempotency_key else None
     job = await engine.submit(
         await to_request(body, engine),
         owner=owner_of(request),
@@ -221,21 +221,18 @@ async def _until_closing(
 ) -> AsyncIterator[JobEvent]:
     """The events, until the service closes: an open stream would hold up its end."""
     end = asyncio.ensure_future(closing.wait())
+    event: asyncio.Future[JobEvent | None] | None = None
     try:
         while True:
             event = asyncio.ensure_future(anext(events, None))
             await asyncio.wait([event, end], return_when=asyncio.FIRST_COMPLETED)
-            if not event.done():
-                event.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await event
-                return
-            found = event.result()
-            if found is None:
+            if not event.done() or (found := event.result()) is None:
                 return
             yield found
     finally:
         end.cancel()
+        if event is not None:
+            event.cancel()
 
 
 def _event_data(event: JobEvent, engine: Engine) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def test_a_folder_with_an_openvino_pipeline_is_served_where_it_lies(
     own = tmp_path / "my own"
     shutil.copytree(BUNDLED, own)
     service = start(**settings, MODEL=str(own)).ready()
-    assert service.generate(steps=2)["model"] == "local--my-own"
+    assert service.generate(steps=2)["model"].startswith("local--my-own--")
     assert not machine.models.exists()
 
 
