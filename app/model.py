@@ -85,11 +85,10 @@ class Model:
 
     @property
     def memory(self) -> int:
-        """Bytes a loaded pipeline takes: as stated, else guessed from the size of the weights."""
-        if self.limits.memory:
-            return self.limits.memory
-        files = (file.stat().st_size for file in self.weights_dir.rglob("*.bin"))
-        return sum(files) * 3 // 2 + 400_000_000
+        """Bytes a loaded pipeline takes: as stated, or more where the weights are larger than stated
+        for, as in fp16; without a statement, guessed from their size."""
+        files = sum(file.stat().st_size for file in self.weights_dir.rglob("*.bin")) * 3 // 2
+        return max(self.limits.memory, files) if self.limits.memory else files + 400_000_000
 
     def supports(self, device: str) -> bool:
         """Whether the model can be asked for on this device; GPU.1 counts as a GPU."""
