@@ -85,8 +85,8 @@ class Model:
 
     @property
     def memory(self) -> int:
-        """Bytes a loaded pipeline takes: as stated, or more where the weights are larger than stated
-        for, as in fp16; without a statement, guessed from their size."""
+        """Bytes a loaded pipeline takes: as stated, or more where the weights are larger than was
+        reckoned with, as in fp16; without a statement, guessed from their size."""
         files = sum(file.stat().st_size for file in self.weights_dir.rglob("*.bin")) * 3 // 2
         return max(self.limits.memory, files) if self.limits.memory else files + 400_000_000
 
