@@ -30,7 +30,6 @@ class Load:
     device: str
     cache_dir: Path | None
     threads: int
-    extra: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)

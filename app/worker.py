@@ -52,7 +52,6 @@ class WorkerOptions:
     threads: int
     load_timeout: float
     stall_timeout: float
-    extra: dict[str, str]
 
     @classmethod
     def of(cls, settings: Settings) -> "WorkerOptions":
@@ -61,7 +60,6 @@ class WorkerOptions:
             threads=settings.threads,
             load_timeout=settings.load_timeout,
             stall_timeout=settings.stall_timeout,
-            extra={},
         )
 
 
@@ -145,7 +143,6 @@ class Worker:
             device=self.device,
             cache_dir=options.cache_dir,
             threads=options.threads,
-            extra=options.extra,
         )
         self._writer.write(pack(load))
         answer = await self._receive()

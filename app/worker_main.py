@@ -105,7 +105,7 @@ def _load(load: Load) -> Pipeline:
         model=load.model,
         cache_dir=load.cache_dir,
         threads=load.threads,
-        extra=load.extra | {name: str(place) for name, place in load.model.places.items()},
+        extra={name: str(place) for name, place in load.model.places.items()},
     )
     return load_adapter(load.model).load(load.model.weights_dir, load.device, options)
 

@@ -287,9 +287,16 @@ def test_the_history_is_paged_newest_first(brittle):
 
 def test_the_history_can_be_asked_for_one_state(brittle):
     brittle.generate("raise")
+    brittle.generate("well")
+    running = brittle.submit("slow", steps=1000)
+    brittle.wait_for(lambda: brittle.job(running)["state"] == "running")
+    queued, canceled = brittle.submit("well"), brittle.submit("well")
+    brittle.client.delete(f"/jobs/{canceled}")
     for state in ("queued", "running", "succeeded", "failed", "canceled"):
         page = brittle.client.get(f"/jobs?state={state}").json()
-        assert {job["state"] for job in page["jobs"]} <= {state}
+        assert {job["state"] for job in page["jobs"]} == {state}
+    for job in (queued, running):
+        brittle.client.delete(f"/jobs/{job}")
     assert brittle.client.get("/jobs?state=failed&limit=1").json()["jobs"][0]["error"]
 
 

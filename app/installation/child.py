@@ -18,9 +18,7 @@ from app.errors import Busy, InstallFailed, UnknownModel
 _ERRORS = {error.code: error for error in (Busy, InstallFailed, UnknownModel)}
 
 
-async def install(
-    reference: str, on_progress: Callable[[dict[str, Any]], None], weight_format: str | None = None
-) -> None:
+async def install(reference: str, on_progress: Callable[[dict[str, Any]], None]) -> None:
     """Installs a model; `on_progress` hears progress.py's figures. Canceled, the child ends and
     keeps what came.
 
@@ -28,7 +26,6 @@ async def install(
     installer raises: InstallFailed, UnknownModel, Busy.
     """
     command = [sys.executable, "-m", "app.installation.command", reference, "--json"]
-    command += ["--weight-format", weight_format] if weight_format else []
     child = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,

@@ -29,6 +29,7 @@ _SECRETS = (
     "API_KEYS",
     "API_KEY_FILE",
     "GENERATION_AUTH_KEY",
+    "DATABASE_URL",
 )
 
 
