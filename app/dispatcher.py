@@ -47,7 +47,7 @@ class Dispatcher:
         rules: Rules,
         *,
         place: Callable[[Job], str],
-        load: Callable[[Job, str], Any],
+        load: Callable[[Job, str], Coroutine[Any, Any, Worker]],
     ) -> None:
         self._pool = pool
         self._ledger = ledger
@@ -61,9 +61,10 @@ class Dispatcher:
         self.stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def enqueue(self, job: Job, ask: str = "") -> None:
+    def enqueue(self, job: Job, ask: str = "", *, watched: bool = False) -> None:
         live = self.live[job.id] = LiveJob(job)
         live.ask = ask
+        live.watched = watched
         self.queue.append(live)
         live.publish("state")
         self.pump()
@@ -177,15 +178,19 @@ class Dispatcher:
         self._spawn(self._record(live))
         live.publish("state")
         began = time.monotonic()
-        # A canceled job lets go of the device; the load goes on for the next job of the model.
-        loading = self._spawn(self._load(job, device))
-        loading.add_done_callback(_heard)
-        await asyncio.wait([loading, self._spawn(live.ended.wait())], return_when=FIRST_COMPLETED)
-        if not live.wanted:
-            return canceled
-        worker: Worker = await loading
+        worker = self._pool.ready(job.model, device)
+        if worker is None:
+            # A canceled job lets go of the device; the load goes on for the next job of the model.
+            loading = self._spawn(self._load(job, device))
+            loading.add_done_callback(_heard)
+            ended = self._spawn(live.ended.wait())
+            await asyncio.wait([loading, ended], return_when=FIRST_COMPLETED)
+            if not live.wanted:
+                return canceled
+            worker = await loading
         load_ms = (time.monotonic() - began) * 1000
-        task = worker.run(job.id, job.recipe, self._ledger.folder(job.id), on_step)
+        folder = self._ledger.folder(job.id)
+        task = worker.run(job.id, job.recipe, folder, on_step, watched=live.watched)
         live.worker = worker
         return task, await self._until_free(live, worker, task), load_ms
 

@@ -110,6 +110,7 @@ class Engine:
         digest: str | None = None,
         alone: bool = False,
         repeatable: bool = False,
+        watched: bool = False,
         tag: str = "",
     ) -> Job:
         """Accepts a job: when this returns, it is durable and will end.
@@ -117,8 +118,8 @@ class Engine:
         With an idempotency key that was used before, it is the job of that time; `digest` tells
         whether the body is the same. `alone` is for dialects of one run at a time: Busy while a
         job of the same face is active. `repeatable` is for callers that send a request again when
-        it took too long: they get the job that nobody waits for any more. `tag` is the caller's own
-        name for the job.
+        it took too long: they get the job that nobody waits for any more. `watched` is for callers
+        that want the previews of all steps. `tag` is the caller's own name for the job.
         """
         ask = ask_of(request, face=face, owner=owner) if repeatable else ""
         if ask and (deserted := self._audience.take_up(ask)):
@@ -159,7 +160,7 @@ class Engine:
             return known
         finally:
             self._admitting.remove(face)
-        self._jobs.enqueue(job, ask)
+        self._jobs.enqueue(job, ask, watched=watched)
         return job
 
     def _check_room(self, face: str, alone: bool) -> None:

@@ -86,6 +86,10 @@ class MethodNotAllowed(EaselError):
     code = "method_not_allowed"
     title = "Method not allowed"
 
+    def __init__(self, detail: str, *, allow: str = "") -> None:
+        super().__init__(detail)
+        self.allow = allow  # the methods the path does take, separated by commas
+
 
 class Conflict(EaselError):
     code = "conflict"

@@ -25,6 +25,7 @@ class LiveJob:
         self.ask = ""  # what was asked, where a repeated request shall find the job again
         self.request_id = request_id.get()  # of the request that handed it in
         self.worker: Worker | None = None  # while it runs
+        self.watched = False  # True once somebody looks: every step is told then, with a preview
         self._changed = asyncio.Event()
         self._first_step: tuple[float, int] | None = None
 
@@ -58,14 +59,21 @@ class LiveJob:
         self._first_step = None
         self.change(state=JobState.QUEUED, progress=Progress(steps=self.job.progress.steps))
 
-    @property
+    def watch(self) -> None:
+        if not self.watched:
+            self.watched = True
+            if self.worker is not None:
+                self.worker.watch(self.job.id)
+
     def preview(self) -> bytes | None:
-        """The latest preview, if there is one."""
+        """The latest preview, if there is one yet; who asks once, asks again."""
+        self.watch()
         return next((event.preview for event in reversed(self.events) if event.preview), None)
 
     async def follow(self, after: int = 0) -> AsyncIterator[JobEvent]:
         """The events after the one with this id, as they come, until the last one. An id that was
         not given yet is of an earlier life of the service: everything is told."""
+        self.watch()
         position = after if 0 <= after <= len(self.events) else 0
         while True:
             changed = self._changed

@@ -34,15 +34,23 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """`folder` holds the recipe's input pictures."""
+    """`folder` holds the recipe's input pictures; `watched` says that somebody looks already."""
 
     job: str
     recipe: Recipe
     folder: Path | None
+    watched: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cancel:
+    job: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Somebody looks at the job: from now on every step is told, with a preview."""
+
     job: str
 
 
@@ -56,7 +64,8 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped:
-    """Steps counted over all pictures of the job; preview is a small JPEG."""
+    """Steps counted over all pictures of the job; preview is a small JPEG. While nobody looks, not
+    every step is told."""
 
     job: str
     step: int

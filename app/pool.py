@@ -36,13 +36,19 @@ class Pool:
         ]
         return max(found, key=lambda worker: worker.last_used, default=None)
 
+    def ready(self, name: str, device: str) -> Worker | None:
+        """The live worker for a model on a device, if there is one."""
+        worker = self._workers.get((name, device))
+        if worker is None or not _alive(worker):
+            return None
+        worker.last_used = time.monotonic()  # or it might be ended before its job begins
+        return worker
+
     async def get(self, model: Model, device: str) -> Worker:
         """The worker for a model on a device, loaded if need be; raises LoadFailed."""
         key = (model.name, device)
         async with self._locks.setdefault(key, asyncio.Lock()):
-            worker = self._workers.get(key)
-            if worker is not None and _alive(worker):
-                worker.last_used = time.monotonic()  # or it might be ended before its job begins
+            if worker := self.ready(*key):
                 return worker
             self._workers.pop(key, None)
             await self._make_room(key, model)

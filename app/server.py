@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from app import __version__, errors
 from app.engine import Engine
@@ -118,8 +119,21 @@ def _http(error: HTTPException, request: Request) -> errors.EaselError:
             f"There is nothing at {request.url.path[:200]}; /docs lists the routes."
         )
     if error.status_code == 405:
-        return errors.MethodNotAllowed(f"{request.url.path} does not take {request.method}.")
+        allowed = ", ".join(_methods(request))
+        told = f"{request.url.path} does not take {request.method}, only {allowed}."
+        return errors.MethodNotAllowed(told, allow=allowed)
     return errors.InvalidRequest(str(error.detail))
+
+
+def _methods(request: Request) -> list[str]:
+    """What the path of a request takes: each route knows its own methods only."""
+    routes = [*request.app.routes, *(route for face in faces() for route in face.router.routes)]
+    fitting = [
+        route
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+    ]
+    return sorted({method for route in fitting for method in route.methods or ()})
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -9,7 +9,9 @@ import fcntl
 import os
 import shutil
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,19 +57,27 @@ class Store:
         with _storage_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(folder / ".lock")
+        address = url or f"sqlite:///{folder / 'easel.db'}"
         try:
-            self._database = sa.create_engine(url or f"sqlite:///{folder / 'easel.db'}")
+            self._database = sa.create_engine(address)
         except (ArgumentError, ImportError) as error:  # its text may hold a password
             raise StorageFailed(
                 f"DATABASE_URL cannot be used ({type(error).__name__}); "
                 "it looks like postgresql+psycopg://user:password@host/name."
             ) from None
+        # For what a power cut may take back because it costs nothing but doing it again.
+        self._hasty = self._database
         if self._database.dialect.name == "sqlite":
-            event.listen(self._database, "connect", _configure_sqlite)
+            self._hasty = sa.create_engine(address)
+            event.listen(self._database, "connect", partial(_configure_sqlite, "FULL"))
+            event.listen(self._hasty, "connect", partial(_configure_sqlite, "NORMAL"))
         with _storage_errors():
             _metadata.create_all(self._database)
+        self._syncing = ThreadPoolExecutor(4, "sync")
 
     def close(self) -> None:
+        self._syncing.shutdown()
+        self._hasty.dispose()
         self._database.dispose()
         self._lock.close()
 
@@ -95,8 +105,7 @@ class Store:
             if os.statvfs(self._folder).f_flag & os.ST_RDONLY:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self._folder))
             try:
-                for name, data in inputs.items():
-                    self._write(job.id, name, data)
+                self._write(job.id, inputs)
                 values = _values(job) | {"idempotency_key": key, "digest": digest}
                 with self._database.begin() as connection:
                     connection.execute(sa.insert(_jobs).values(values))
@@ -114,14 +123,16 @@ class Store:
         return (_job(row), str(row.digest)) if row else None
 
     def update(self, job: Job) -> None:
-        with _storage_errors(), self._database.begin() as connection:
+        """Records a job as it is now. A power cut may take this back and the job runs again, to the
+        same end; only that it was canceled is kept whatever comes."""
+        database = self._database if job.state is JobState.CANCELED else self._hasty
+        with _storage_errors(), database.begin() as connection:
             connection.execute(sa.update(_jobs).where(_jobs.c.id == job.id).values(_values(job)))
 
     def finish(self, job: Job, pictures: Mapping[str, bytes]) -> None:
         """Keeps the pictures, then the record: a record never names a missing file."""
         with _storage_errors():
-            for name, data in pictures.items():
-                self._write(job.id, name, data)
+            self._write(job.id, pictures)
         self.update(job)
 
     def get(self, job_id: str) -> Job:
@@ -176,22 +187,33 @@ class Store:
         with _storage_errors():
             return (self._folder / job_id / name).read_bytes()
 
-    def _write(self, job_id: str, name: str, data: bytes) -> None:
-        """A file that is there whole or not at all, also after a power cut."""
+    def _write(self, job_id: str, files: Mapping[str, bytes]) -> None:
+        """Files that survive a power cut when this returns, none of them there in part.
+
+        The disk is asked for all of them and their folders at once: each answer takes as long.
+        """
+        if not files:
+            return
         folder = self._folder / job_id
         folder.mkdir(exist_ok=True)
-        part = folder / f".{name}.part"
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(folder / name)
-        for directory in (folder, self._folder):
-            handle = os.open(directory, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        parts = {name: folder / f".{name}.part" for name in files}
+        try:
+            with ExitStack() as stack:
+                handles: list[int] = []
+                for name, part in parts.items():
+                    file = stack.enter_context(part.open("wb"))
+                    file.write(files[name])
+                    file.flush()
+                    part.rename(folder / name)
+                    handles.append(file.fileno())
+                for directory in (folder, self._folder):
+                    handles.append(os.open(directory, os.O_RDONLY))
+                    stack.callback(os.close, handles[-1])
+                list(self._syncing.map(os.fsync, handles))
+        except OSError:
+            for part in parts.values():
+                part.unlink(missing_ok=True)
+            raise
 
 
 def _locked(path: Path) -> IO[bytes]:
@@ -216,10 +238,11 @@ def _job(row: Any) -> Job:
     return Job.from_record(row.record, **columns | {"state": JobState(row.state)})
 
 
-def _configure_sqlite(connection: Any, _: Any) -> None:
+def _configure_sqlite(synchronous: str, connection: Any, _: Any) -> None:
+    """With FULL what is recorded survives a power cut, with NORMAL the end of the process."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")  # an accepted job survives a power cut
+    cursor.execute(f"PRAGMA synchronous={synchronous}")
     cursor.execute("PRAGMA busy_timeout=5000")
     cursor.close()
 

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import contextvars
 import logging
+import os
 import pickle
 import signal
 import socket
@@ -34,6 +35,7 @@ from app.message import (
     Run,
     Stepped,
     Stopped,
+    Watch,
     pack,
 )
 from app.model import Model
@@ -44,6 +46,10 @@ log = logging.getLogger(__name__)
 
 STOP_TIMEOUT = 5.0  # seconds an idle worker gets to end by itself
 LIMIT = 2**30  # bytes of one message
+# Environment variables that are no business of an adapter, nor of what it loads.
+SECRETS = {
+    "API_KEYS", "DATABASE_URL", "GENERATION_AUTH_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +133,7 @@ class Worker:
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 cwd=HOME,
+                env={k: v for k, v in os.environ.items() if k.upper() not in SECRETS},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
@@ -160,7 +167,13 @@ class Worker:
         return self.process.pid
 
     def run(
-        self, job: str, recipe: Recipe, folder: Path | None, on_step: Callable[[Stepped], None]
+        self,
+        job: str,
+        recipe: Recipe,
+        folder: Path | None,
+        on_step: Callable[[Stepped], None],
+        *,
+        watched: bool = False,
     ) -> Task:
         """Hands a job to the process; the worker is busy until the task's `drawn` is done."""
         task = self._tasks[job] = Task(on_step)
@@ -169,13 +182,17 @@ class Worker:
             return task
         self.busy = True
         self._heard = time.monotonic()
-        self._writer.write(pack(Run(job=job, recipe=recipe, folder=folder)))
+        self._writer.write(pack(Run(job=job, recipe=recipe, folder=folder, watched=watched)))
         task.drawn.add_done_callback(self._freed)
         return task
 
     def cancel(self, job: str) -> None:
         if not self.dead.is_set():
             self._writer.write(pack(Cancel(job=job)))
+
+    def watch(self, job: str) -> None:
+        if not self.dead.is_set():
+            self._writer.write(pack(Watch(job=job)))
 
     def kill(self, why: str | None = None) -> None:
         """Ends the process the hard way; its jobs are told why."""

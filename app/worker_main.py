@@ -8,6 +8,7 @@ that no worker outlives the service.
 """
 
 import importlib.util
+import math
 import os
 import pickle
 import queue
@@ -38,6 +39,7 @@ from app.message import (
     Run,
     Stepped,
     Stopped,
+    Watch,
     pack,
 )
 from app.model import Model
@@ -45,6 +47,7 @@ from app.pipeline import Adapter, Canceled, Inputs, LoadOptions, Pipeline, Pixel
 from app.request import Recipe
 
 NICENESS = 5  # below the service, so that a health check never waits for a denoising step
+UNWATCHED = 0.1  # seconds between two reports while nobody looks: each takes from the drawing
 
 
 class Channel:
@@ -57,6 +60,7 @@ class Channel:
         self._sending = threading.Lock()
         self._incoming: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.canceled: set[str] = set()
+        self.watched: set[str] = set()
         threading.Thread(target=self._receive, daemon=True).start()
 
     def send(self, message: Any) -> None:
@@ -69,10 +73,13 @@ class Channel:
     def _receive(self) -> None:
         while len(head := self._file.read(LENGTH.size)) == LENGTH.size:
             message = pickle.loads(self._file.read(LENGTH.unpack(head)[0]))
-            if isinstance(message, Cancel):
-                self.canceled.add(message.job)
-            else:
-                self._incoming.put(message)
+            match message:
+                case Cancel():
+                    self.canceled.add(message.job)
+                case Watch():
+                    self.watched.add(message.job)
+                case _:
+                    self._incoming.put(message)
         os._exit(0)  # the service is gone; the main thread may be deep inside a native call
 
 
@@ -94,9 +101,14 @@ def main() -> None:
         channel.send(Failed(job=None, code=LoadFailed.code, detail=detail))
         return
     channel.send(Loaded(milliseconds=_since(began)))
-    with ThreadPoolExecutor(1) as encoder:
+    with ThreadPoolExecutor(1, initializer=_give_way) as encoder:
         while True:
             _run(channel, pipeline, channel.receive(), encoder)
+
+
+def _give_way() -> None:
+    """Lets this thread run where the drawing of the next picture leaves room."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def _load(load: Load) -> Pipeline:
@@ -138,6 +150,7 @@ def _run(channel: Channel, pipeline: Pipeline, run: Run, encoder: ThreadPoolExec
         encoder.submit(_encode, channel, run, pixels)
     finally:
         channel.canceled.discard(run.job)
+        channel.watched.discard(run.job)
 
 
 def _draw(
@@ -148,19 +161,25 @@ def _draw(
     pixels: list[Pixels] = []
     timings: dict[str, float] = {}
     warnings: dict[str, None] = {}
+    told = -math.inf
     for n in range(recipe.images):
 
         def on_step(
             step: int, steps: int, preview: Callable[[], Pixels] | None = None, done: int = n
         ) -> None:
+            nonlocal told
             if run.job in channel.canceled:
                 raise Canceled
+            watched = run.watched or run.job in channel.watched
+            if not watched and time.monotonic() - told < UNWATCHED:
+                return
+            told = time.monotonic()
             channel.send(
                 Stepped(
                     job=run.job,
                     step=done * steps + step,
                     steps=recipe.images * steps,
-                    preview=_small_jpeg(preview) if preview else None,
+                    preview=_small_jpeg(preview) if watched and preview else None,
                 )
             )
 

@@ -372,6 +372,7 @@ def test_unknown_routes_and_methods_are_told_so(service):
     assert_problem(service.client.get("/no/such"), 404, "not_found", None, "/docs")
     answer = service.client.request("PUT", "/jobs")
     assert_problem(answer, 405, "method_not_allowed", None, "PUT")
+    assert set(answer.headers["allow"].split(", ")) == {"GET", "POST"}
     assert service.client.head("/no/such").content == b""
     assert service.client.head("/jobs").status_code in (200, 405)
 

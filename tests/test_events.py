@@ -9,9 +9,8 @@ from PIL import Image
 
 
 def test_a_job_is_told_from_its_acceptance_to_its_end(service):
-    blocker = service.submit(steps=30)
-    job = service.submit(steps=5, images=2)
-    events = list(service.events(job))
+    stream, job = _followed_from_the_start(service, steps=5, images=2)
+    events = list(stream)
     assert [event.id for event in events] == list(range(1, len(events) + 1))
     assert [event.kind for event in events[:2]] == ["state", "state"]
     assert events[0].data["state"] == "queued"
@@ -23,12 +22,21 @@ def test_a_job_is_told_from_its_acceptance_to_its_end(service):
     assert fractions[-1] == 1.0
     assert events[-1].kind == "done"
     assert events[-1].data == service.job(job)
-    service.ended(blocker)
+
+
+def _followed_from_the_start(service, **keys):
+    """The events of a job that is followed before it begins, and the job."""
+    blocker = service.submit(steps=150)
+    job = service.submit(**keys)
+    stream = service.events(job)
+    first = next(stream)
+    service.client.delete(f"/jobs/{blocker}")
+    return itertools.chain([first], stream), job
 
 
 def test_previews_are_small_pictures_that_become_the_result(service):
-    job = service.submit(steps=12, seed=4, width=256, height=128)
-    previews = [event.data["image"] for event in service.events(job) if event.kind == "preview"]
+    stream, job = _followed_from_the_start(service, steps=12, seed=4, width=256, height=128)
+    previews = [event.data["image"] for event in stream if event.kind == "preview"]
     assert len(previews) == 12
     for preview in previews:
         head, data = preview.split(",")
@@ -40,6 +48,19 @@ def test_previews_are_small_pictures_that_become_the_result(service):
     result = Image.open(io.BytesIO(service.picture(service.job(job)))).resize(picture.size)
     assert _distance(previews[-1], result) < _distance(previews[0], result)
     assert _distance(previews[-1], result) < 40
+
+
+def test_steps_nobody_looks_at_are_told_now_and_then_and_without_pictures(brittle):
+    """Making previews takes from the drawing; who looks in between gets them from there on."""
+    job = brittle.submit("slow", steps=100)
+    brittle.wait_for(lambda: brittle.job(job)["progress"]["step"] > 5)
+    events = list(brittle.events(job))
+    first = next(n for n, event in enumerate(events) if event.kind == "preview")
+    unseen = [event.data["step"] for event in events[:first] if event.kind == "progress"]
+    seen = [event.data["step"] for event in events[first:] if event.kind == "progress"]
+    assert len(unseen) < unseen[-1]
+    assert seen == list(range(seen[0], 101))
+    assert sum(event.kind == "preview" for event in events) == len(seen) + 1
 
 
 def _distance(preview: str, result: Image.Image) -> float:

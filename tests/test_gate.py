@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from pathlib import Path
 
 import httpx
 import pytest
@@ -33,6 +34,13 @@ def locked(doubles, tmp_path_factory):
     service.client.headers.pop("X-API-Key")
     yield service
     service.stop()
+
+
+def test_a_worker_is_told_no_secret(locked):
+    (worker,) = locked.workers()
+    told = Path(f"/proc/{worker}/environ").read_text()
+    assert "PATH=" in told
+    assert not [secret for secret in (SECRET, OTHER, "hf_geheim") if secret in told]
 
 
 def basic(user: str, password: str) -> str:

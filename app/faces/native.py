@@ -209,7 +209,8 @@ async def get_events(
     job: Annotated[Job, Depends(_known_job)],
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """What happens to the job as server-sent events: state, progress, preview, done."""
+    """What happens to the job as server-sent events: state, progress, preview, done. Previews are
+    made while somebody follows."""
     engine = engine_of(request)
     after = int(last_event_id) if last_event_id and re.fullmatch(r"\d{1,9}", last_event_id) else 0
     async for event in _until_closing(engine.events(job.id, after), engine.closing):

@@ -142,7 +142,11 @@ async def _form(request: Request) -> tuple[Body, dict[str, bytes]]:
 
 async def _answer(request: Request, body: Body, files: dict[str, bytes], kind: str) -> Response:
     job = await engine_of(request).submit(
-        to_request(body, files), face="openai", owner=owner_of(request), repeatable=True
+        to_request(body, files),
+        face="openai",
+        owner=owner_of(request),
+        repeatable=True,
+        watched=bool(body.stream and body.partial_images),
     )
     if body.stream:
         return StreamingResponse(_stream(request, body, job, kind), media_type="text/event-stream")

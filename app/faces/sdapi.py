@@ -187,7 +187,7 @@ async def progress(request: Request, skip_current_image: bool = False) -> dict[s
     if live is None:
         return {"progress": 0.0, "eta_relative": 0.0, "state": _state(None),
                 "current_image": None, "textinfo": None}  # fmt: skip
-    done, preview = live.job.progress, None if skip_current_image else live.preview
+    done, preview = live.job.progress, None if skip_current_image else live.preview()
     return {
         "progress": done.fraction,
         "eta_relative": done.eta_seconds or 0.0,

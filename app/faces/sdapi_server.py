@@ -140,7 +140,7 @@ async def task_progress(request: Request, body: dict[str, Any]) -> dict[str, Any
     live = next((live for live in active if live.job.tag == tag), None)
     past = [] if live else await engine.jobs(face="sdapi", limit=100)
     ended = any(job.tag == tag and job.owner == owner for job in past)
-    preview = live.preview if live and body.get("live_preview", True) else None
+    preview = live.preview() if live and body.get("live_preview", True) else None
     number = live.job.progress.step if live else 0
     running = live is not None and live.job.state is JobState.RUNNING
     return {
