@@ -34,7 +34,7 @@ from demo.training.run import (
 from demo.training.scenes import draw
 
 WIDTH, CHANNELS, SIDE = 128, (64, 128), 256
-POOL, BATCH, LEVELS, RATE = 24_000, 64, 2, 6e-4  # LEVELS: noise levels a caption in a batch
+POOL, BATCH, LEVELS, RATE = 32_000, 64, 4, 6e-4  # LEVELS: noise levels a caption in a batch
 BETAS = {"beta_start": 0.00085, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
 
 
@@ -126,9 +126,10 @@ def fill_pool(runs: Path, seed: int, count: int, device: str) -> None:
     if file.exists():
         return
     words, eye = tokenizer.load(runs / "tokenizer"), vae.load(runs).to(device)
+    side = eye.config.sample_size
     latents, captions, began = [], [], time.monotonic()
     for start in range(rank * 32, count, workers * 32):
-        pages = [draw(seed, start + k, vae.SETTLED) for k in range(32)]
+        pages = [draw(seed, start + k, side) for k in range(32)]
         x = vae.pixels_to_values(np.stack([p for p, _ in pages])).to(device)
         with torch.autocast(device, torch.bfloat16):
             z = eye.encode(x).latent_dist.mean
@@ -170,10 +171,16 @@ def sample(text, unet, eye, words, prompts: list[str], steps=10, guidance=3.5, s
 
 
 def train(
-    minutes: float, seed: int, device: str, runs: Path, look_every: float, start: Path | None
+    minutes: float,
+    seed: int,
+    device: str,
+    runs: Path,
+    pool_size: int,
+    look_every: float,
+    start: Path | None,
 ) -> None:
     rank, workers = place()
-    fill_pool(runs, seed, POOL, device)
+    fill_pool(runs, seed, pool_size, device)
     pool = torch.load(runs / f"pool-{rank}.pt")
     latents, ids = pool["latents"], pool["ids"]
     words, eye = tokenizer.load(runs / "tokenizer"), vae.load(runs).to(device)
@@ -254,7 +261,7 @@ def train(
                 budget=progress(part, budget.total - budget.used),
             )
             told, losses = budget.used, []
-        if budget.used - saved > 120:
+        if budget.used - saved > budget.save_every:
             saved = budget.used
             keep()
         if budget.used - looked > 60 * look_every:
@@ -297,6 +304,7 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--pool", type=int, default=POOL, help="pictures to learn from")
     parser.add_argument("--start", type=Path, help="weights of an earlier model to go on from")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--look-every", type=float, default=5, help="minutes between two looks")
@@ -304,4 +312,4 @@ if __name__ == "__main__":
     a = parser.parse_args()
     if not (a.runs / "tokenizer").exists():
         tokenizer.build(a.runs / "tokenizer", a.seed)
-    together(train, a.workers, a.minutes, a.seed, a.device, a.runs, a.look_every, a.start)
+    together(train, a.workers, a.minutes, a.seed, a.device, a.runs, a.pool, a.look_every, a.start)

@@ -64,16 +64,14 @@ class Budget:
 
     def __init__(self, minutes: float, used: float = 0.0) -> None:
         self.total, self.used, self._since = 60 * minutes, used, time.monotonic()
+        self.save_every = min(120, self.total / 10)  # seconds: what a kill may cost
 
     def tick(self) -> float:
         """Counts the time since the last call; returns the part of the budget that is used."""
         now = time.monotonic()
-        self.used, self._since = agree(self.used + now - self._since), now
+        work = min(now - self._since, 60)  # longer than that, the machine slept
+        self.used, self._since = agree(self.used + work), now
         return min(1.0, self.used / self.total)
-
-    def pause(self) -> None:
-        """Leaves out the time since the last tick (looking at accuracy, waiting)."""
-        self._since = time.monotonic()
 
 
 class Average:

@@ -276,7 +276,7 @@ SCENES: list[Callable] = [
     draw_sunset,
     draw_face,
 ]
-DEFAULT_SHARES = (0.62, 0.16)  # single shapes, two shapes; the scenes share the rest
+DEFAULT_SHARES = (0.5, 0.3)  # single shapes, two shapes; the scenes share the rest
 
 
 def draw(seed: int, index: int, side: int, shares: tuple[float, float] = DEFAULT_SHARES):
