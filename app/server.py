@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
@@ -58,7 +59,8 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             await engine.stop()
 
-    app = FastAPI(title="Easel", version=__version__, lifespan=lifespan)
+    # /docs with its scripts served from here: an edge site may have no internet.
+    app = FastAPIOffline(title="Easel", version=__version__, lifespan=lifespan)
     app.state.engine = engine
     mounted = faces()
     for face in mounted:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 from pathlib import Path
 
 import httpx
@@ -214,3 +215,14 @@ def test_a_bug_is_answered_with_the_requests_id_and_without_its_traceback():
     assert (answer.status_code, answer.headers["x-request-id"]) == (500, "mine")
     assert answer.json()["code"] == "error"
     assert "secret" not in answer.text
+
+
+def test_the_documentation_page_needs_no_internet(service):
+    page = service.client.get("/docs").text
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(addresses) >= 2  # the script and its style
+    for address in addresses:
+        assert address.startswith("/static-offline-docs/")
+        assert service.client.get(address).status_code == 200
+    assert "http://" not in page
+    assert "https://" not in page
