@@ -297,6 +297,7 @@ class Engine:
                 if self.settings.idle_unload:
                     await self._pool.end_idle(self.settings.idle_unload)
                 await self._ledger.save_late()
+                self.serving.adopt()
                 self._jobs.pump()  # a job may have waited long enough to go first
             except Exception:
                 log.exception("housekeeping broke")

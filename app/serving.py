@@ -66,6 +66,7 @@ class Serving:
         self._on_change = on_change
         self.installing: dict[str, dict[str, Any]] = {}  # by model or reference: how far it is
         self._failed_loads: dict[str, tuple[float, str]] = {}
+        self._adopted = 0  # when the folder of installed models had last changed
         self._current: tuple[Model, str] | None = None  # None until MODEL is known for what it is
         self.readiness = Readiness(
             status="loading", detail="Starting.", model=settings.model, device=settings.device
@@ -136,6 +137,14 @@ class Serving:
                 self._not_ready("failed", words)
             await asyncio.sleep(pause)
 
+    def adopt(self) -> None:
+        """Makes known what another process (`app install`) has installed meanwhile."""
+        models_dir = self._settings.data_dir.resolve() / "models"
+        changed = models_dir.stat().st_mtime_ns if models_dir.is_dir() else 0
+        if changed != self._adopted:
+            self._adopted = changed
+            adopt_installed(self._catalog, models_dir)
+
     async def _install(self, reference: str) -> Model:
         """Gets a model's weights in a child process, and tells how far it is; raises
         InstallFailed."""
@@ -152,7 +161,7 @@ class Serving:
             await install(reference, on_progress)
         finally:
             del self.installing[name]
-        adopt_installed(self._catalog, self._settings.data_dir.resolve() / "models")
+        self.adopt()
         model = find(reference, self._catalog)
         if model is None or not model.installed:
             raise NotInstalled(f"{reference} was installed, but cannot be found.", field="model")

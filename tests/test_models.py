@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from app.manifest import Manifest, contents
 from tests.conftest import HOME
 
 
@@ -288,3 +289,26 @@ def test_a_load_that_never_ends_is_ended(start, doubles):
     assert "LOAD_TIMEOUT" in answer.json()["detail"]
     assert len(service.workers()) == 1
     assert service.generate("well")["state"] == "succeeded"
+
+
+def test_what_another_process_installs_is_known_without_a_restart(brittle):
+    """`python -m app install` beside a running service, as it leaves the disk."""
+    models = brittle.folder / "data" / "models"
+    staged = models / ".installing" / "somebody--shapes"
+    shutil.copytree(HOME / "demo" / "weights", staged)
+    Manifest(
+        model="somebody--shapes",
+        reference="somebody/shapes",
+        repository="somebody/shapes",
+        revision="main",
+        format="int8",
+        converted=False,
+        like="demo",
+        files=contents(staged, lambda done: None),
+    ).write(staged)
+    assert brittle.client.get("/models/somebody/shapes").status_code == 404
+    staged.rename(models / "somebody--shapes")
+    brittle.wait_for(lambda: brittle.client.get("/models/somebody--shapes").status_code == 200)
+    job = brittle.generate("a red circle", model="somebody/shapes", steps=1)
+    assert job["model"] == "somebody--shapes"
+    shutil.rmtree(models / "somebody--shapes")
