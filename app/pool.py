@@ -68,7 +68,7 @@ class Pool:
     async def unload(self, name: str) -> None:
         """Ends the workers of a model; raises Busy when one is at a job."""
         workers = {key: worker for key, worker in self._workers.items() if key[0] == name}
-        if any(worker.busy for worker in workers.values()):
+        if any(not worker.idle for worker in workers.values()):
             raise Busy(f"{name} is at a job; cancel it or wait for its end.")
         for key, worker in workers.items():
             await self._end(key, worker)
@@ -97,7 +97,7 @@ class Pool:
         machine."""
         now = time.monotonic()
         for key, worker in list(self._workers.items()):
-            if not worker.busy and now - worker.last_used > seconds:
+            if worker.idle and now - worker.last_used > seconds:
                 log.info("idle, unloading", extra={"model": worker.model.name})
                 await self._end(key, worker)
 
@@ -111,7 +111,7 @@ class Pool:
         async with self._room:
             while in_the_way := self._in_the_way(key, model):
                 idle = [item for item in self._workers.items() if item[0] in in_the_way]
-                idle = [item for item in idle if not item[1].busy]
+                idle = [item for item in idle if item[1].idle]
                 if idle:
                     victim, worker = min(idle, key=lambda item: item[1].last_used)
                     log.info(
@@ -146,14 +146,14 @@ class Pool:
     async def _trim(self, keep: Key) -> None:
         """Ends the least recently used workers beyond the number that stays warm."""
         while len(self._workers) > self._warm:
-            idle = [item for item in self._workers.items() if item[0] != keep and not item[1].busy]
+            idle = [item for item in self._workers.items() if item[0] != keep and item[1].idle]
             if not idle:
                 return  # a busy one goes when the next pipeline is loaded
             await self._end(*min(idle, key=lambda item: item[1].last_used))
 
     async def _end(self, key: Key, worker: Worker) -> None:
         """Ends a worker, unless it was ended or given a job while another one was being ended."""
-        if self._workers.get(key) is worker and not worker.busy:
+        if self._workers.get(key) is worker and worker.idle:
             del self._workers[key]
             await worker.stop()
 

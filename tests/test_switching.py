@@ -56,6 +56,20 @@ def test_the_least_recently_used_pipeline_makes_room(start, families):
     assert len(service.workers()) == 2
 
 
+def test_a_pipeline_goes_only_when_its_pictures_are_encoded(start, families):
+    """A worker that still encodes is not idle: ended, it would cost the job another attempt."""
+    settings = {"MEMORY_BUDGET": str(MEMORY + 50), "MACHINE_SIZE": "big", "STARVATION": "0"}
+    service = start(MODELS_PATH=families, MODEL="first", **settings).ready()
+    slow = {"steps": 1, "images": 4, "format": "webp", "width": 512, "height": 512}
+    jobs = [service.submit(model=ROUND[n % 2], **slow) for n in range(4)]
+    assert [service.ended(job)["state"] for job in jobs] == ["succeeded"] * 4
+    job = service.submit(model="first", **slow)
+    while service.job(job)["finished"] is None:
+        assert service.client.delete("/models/first/load").status_code in (200, 204, 409)
+    assert service.job(job)["state"] == "succeeded"
+    assert not [line for line in service.log_lines() if line["event"] == "trying again"]
+
+
 def test_only_so_many_pipelines_stay_warm_as_the_machine_is_good_for(start, families):
     service = start(MODELS_PATH=families, MODEL="first", MACHINE_SIZE="tiny").ready()
     service.generate(model="second")
