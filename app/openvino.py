@@ -9,6 +9,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,14 +215,20 @@ class _Callback:
         if self._stopped is not None:
             return True
         try:
+            values = np.array(latent.data)  # the runtime goes on in the same memory
+            if not np.isfinite(values).all():
+                raise GenerationFailed(
+                    "The model's values are no numbers any more (NaN). Unload it and try again; if "
+                    "it stays, try another size or device."
+                )
             preview = self._preview
-            self._on_step(step + 1, steps, (lambda: preview(latent.data)) if preview else None)
+            self._on_step(step + 1, steps, partial(preview, values) if preview else None)
         except BaseException as error:  # noqa: BLE001 - see the class
             self._stopped = error
         return self._stopped is not None
 
     def raise_if_stopped(self) -> None:
-        if isinstance(self._stopped, Canceled):
+        if isinstance(self._stopped, Canceled | GenerationFailed):
             raise self._stopped
         if self._stopped is not None:
             raise GenerationFailed("A step's report failed.") from self._stopped

@@ -25,6 +25,17 @@ def difference(one: Image.Image, other: Image.Image) -> float:
     )
 
 
+def test_a_tiny_first_picture_spoils_none_after_it(start):
+    """The runtime's first shape decides how it computes: after 64x64, larger ones were black."""
+    service = start().ready()
+    assert opened(service.picture(service.generate(PROMPT, width=64, height=64)))
+    after = opened(service.picture(service.generate(PROMPT, seed=3)))
+    assert difference(after, Image.new("RGB", after.size)) > 20
+    assert service.client.delete("/models/demo/load").is_success
+    again = opened(service.picture(service.generate(PROMPT, seed=3)))
+    assert difference(after, again) == 0
+
+
 def test_the_picture_has_the_asked_size_and_something_on_it(service):
     image = opened(service.picture(service.generate(PROMPT, width=192, height=64, seed=3)))
     assert (image.format, image.mode, image.size) == ("PNG", "RGB", (192, 64))
