@@ -19,7 +19,7 @@ from app.job import ImageFile, Job, JobError, JobState, Progress
 from app.ledger import Ledger
 from app.live import LiveJob
 from app.logs import request_id
-from app.message import Drawn, Encoded, Stepped, Stopped
+from app.message import Counted, Drawn, Encoded, Stepped, Stopped
 from app.pool import Pool
 from app.worker import Task, Worker
 
@@ -60,6 +60,7 @@ class Dispatcher:
         self.seconds_per_job = 1.0  # a running mean
         self.stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._runs: set[asyncio.Task[Any]] = set()
 
     def enqueue(self, job: Job, ask: str = "", *, watched: bool = False) -> None:
         live = self.live[job.id] = LiveJob(job)
@@ -93,11 +94,9 @@ class Dispatcher:
     async def drain(self, seconds: float) -> None:
         """Starts no more jobs and waits for the running ones to be kept, so long at most."""
         self.stopping = True
-        running = [live for live in self.live.values() if live.job.state is JobState.RUNNING]
-        ends = [asyncio.ensure_future(live.ended.wait()) for live in running]
-        if ends:
-            log.info("draining", extra={"jobs": len(ends), "seconds": seconds})
-            await asyncio.wait(ends, timeout=seconds)
+        if self._runs:
+            log.info("draining", extra={"jobs": len(self._runs), "seconds": seconds})
+            await asyncio.wait(self._runs, timeout=seconds)
 
     async def stop(self) -> None:
         """Leaves off; what has not ended is recorded as queued for the next start."""
@@ -121,7 +120,9 @@ class Dispatcher:
             if device not in self.running:
                 self.queue.remove(live)
                 self.running[device] = live
-                self._spawn(self._run(live, device))
+                run = self._spawn(self._run(live, device))
+                self._runs.add(run)
+                run.add_done_callback(self._runs.discard)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Starts work that ends with the dispatcher at the latest."""
@@ -155,14 +156,20 @@ class Dispatcher:
             return
         self.seconds_per_job += 0.2 * (time.monotonic() - began - self.seconds_per_job)
         try:
-            await self._keep(live, drawn, await task.encoded, load_ms)
+            try:
+                encoded = await task.encoded
+            finally:
+                await self._pool.freed()  # now the worker may go, too
+            await self._keep(live, drawn, encoded, load_ms)
         except Exception as error:  # noqa: BLE001 - as above
             await self._failed(live, error)
 
     async def _draw(self, live: LiveJob, device: str) -> tuple[Task, Drawn | Stopped, float]:
-        def on_step(stepped: Stepped) -> None:
-            if live.wanted:
-                live.step(stepped.step, stepped.steps, stepped.preview)
+        def on_step(told: Stepped | Counted) -> None:
+            if live.wanted and isinstance(told, Stepped):
+                live.step(told.step, told.steps, told.preview)
+            elif live.wanted:
+                live.count(told.step, told.steps)
 
         canceled = Task(on_step), Stopped(job=live.job.id), 0.0
         if not live.wanted:
@@ -178,8 +185,8 @@ class Dispatcher:
         self._spawn(self._record(live))
         live.publish("state")
         began = time.monotonic()
-        worker = self._pool.ready(job.model, device)
-        if worker is None:
+        # Again where the worker was ended between its load and now, to make room or by request.
+        while (worker := self._pool.ready(job.model, device)) is None:
             # A canceled job lets go of the device; the load goes on for the next job of the model.
             loading = self._spawn(self._load(job, device))
             loading.add_done_callback(_heard)
@@ -187,7 +194,7 @@ class Dispatcher:
             await asyncio.wait([loading, ended], return_when=FIRST_COMPLETED)
             if not live.wanted:
                 return canceled
-            worker = await loading
+            await loading
         load_ms = (time.monotonic() - began) * 1000
         folder = self._ledger.folder(job.id)
         task = worker.run(job.id, job.recipe, folder, on_step, watched=live.watched)
@@ -278,7 +285,8 @@ class Dispatcher:
         live.ending = True
         told = JobError(code=error.code, message=error.detail) if error else None
         ended = replace(live.job, state=state, error=told, finished=time.time(), **values)
-        live.job = await self._ledger.finish(ended, files or {})
+        # Also when the service stops just now: what is done must not be done again.
+        live.job = await asyncio.shield(self._ledger.finish(ended, files or {}))
         live.pictures = list((files or {}).values()) if live.job.images else []
         live.publish("done")
         self.live.pop(live.job.id, None)

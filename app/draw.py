@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from app.catalog import Catalog
 from app.errors import InvalidRequest, NotInstalled
 from app.inputs import fit_inputs, open_inputs
-from app.message import Stepped
+from app.message import Counted, Stepped
 from app.request import FORMATS, ImageFormat, ImageRequest
 from app.settings import Settings
 from app.source import find
@@ -58,8 +58,8 @@ async def draw(
             total = recipe.steps * recipe.images
             progress.update(bar, description="drawing", completed=0, total=total)
 
-            def on_step(stepped: Stepped) -> None:
-                progress.update(bar, completed=stepped.step, total=stepped.steps)
+            def on_step(told: Stepped | Counted) -> None:
+                progress.update(bar, completed=told.step, total=told.steps)
 
             task = worker.run("picture", recipe, Path(folder), on_step)
             drawn = await task.drawn

@@ -115,19 +115,16 @@ class Engine:
     ) -> Job:
         """Accepts a job: when this returns, it is durable and will end.
 
-        With an idempotency key that was used before, it is the job of that time; `digest` tells
-        whether the body is the same. `alone` is for dialects of one run at a time: Busy while a
-        job of the same face is active. `repeatable` is for callers that send a request again when
-        it took too long: they get the job that nobody waits for any more. `watched` is for callers
-        that want the previews of all steps. `tag` is the caller's own name for the job.
+        With an idempotency key that was used before (ask `known` first), it is the job of that
+        time; `digest` tells whether the body is the same. `alone` is for dialects of one run at a
+        time: Busy while a job of the same face is active. `repeatable` is for callers that send a
+        request again when it took too long: they get the job that nobody waits for any more.
+        `watched` is for callers that want the previews of all steps. `tag` is the caller's own
+        name for the job.
         """
         ask = ask_of(request, face=face, owner=owner) if repeatable else ""
         if ask and (deserted := self._audience.take_up(ask)):
             return deserted.job
-        if idempotency_key is not None:
-            known = await self._known(owner, idempotency_key, digest)
-            if known is not None:
-                return known
         if self._jobs.stopping:
             raise Unavailable("The service is shutting down; try again soon.", retry_after=5)
         model = self.serving.servable(request.model)
@@ -154,7 +151,7 @@ class Engine:
             await self._ledger.add(job, files, idempotency_key, digest)
         except KeyError:
             # Two requests with one key at once: the other one was first.
-            known = await self._known(owner, idempotency_key or "", digest)
+            known = await self.known(owner, idempotency_key or "", digest)
             if known is None:
                 raise StorageFailed("The job could not be recorded.") from None
             return known
@@ -274,7 +271,9 @@ class Engine:
             raise UnknownImage(f"The job has no {field[:32]}.")
         return await self._ledger.read(job_id, name)
 
-    async def _known(self, owner: str, key: str, digest: str | None) -> Job | None:
+    async def known(self, owner: str, key: str, digest: str | None) -> Job | None:
+        """The job that an idempotency key has given already; raises InvalidRequest when it was for
+        another body."""
         found = await self._ledger.find_key(owner, key)
         if found is None:
             return None

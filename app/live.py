@@ -33,26 +33,33 @@ class LiveJob:
         self.job = replace(self.job, **values)
         return self.job
 
-    def publish(self, kind: str, preview: bytes | None = None) -> None:
+    def publish(self, kind: str, preview: bytes | None = None, *, job: Job | None = None) -> None:
         self.events.append(
-            JobEvent(id=len(self.events) + 1, kind=kind, job=self.job, preview=preview)
+            JobEvent(id=len(self.events) + 1, kind=kind, job=job or self.job, preview=preview)
         )
         if kind == "done":
             self.ended.set()
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def step(self, step: int, steps: int, preview: bytes | None) -> None:
-        """Notes a denoising step; the time left is told from the second one on."""
+    def count(self, step: int, steps: int) -> None:
+        """Notes how far it is; the time left is told from the second time on."""
         now = time.monotonic()
         first = self._first_step = self._first_step or (now, step)
         eta = None
         if step > first[1]:
             eta = round((now - first[0]) / (step - first[1]) * (steps - step), 3)
         self.change(progress=Progress(step=step, steps=steps, eta_seconds=eta))
-        self.publish("progress")
+
+    def step(self, step: int, steps: int, preview: bytes | None) -> None:
+        """Tells a denoising step; one that is told late takes nothing back."""
+        late = step <= self.job.progress.step
+        if not late:
+            self.count(step, steps)
+        job = replace(self.job, progress=Progress(step=step, steps=steps)) if late else self.job
+        self.publish("progress", job=job)
         if preview is not None:
-            self.publish("preview", preview)
+            self.publish("preview", preview, job=job)
 
     def restart(self) -> None:
         """Back to the queue, without the steps of the attempt that failed."""

@@ -49,7 +49,7 @@ class Cancel:
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """Somebody looks at the job: from now on every step is told, with a preview."""
+    """Somebody looks at the job: every step is told, with a preview, the earlier ones at once."""
 
     job: str
 
@@ -64,13 +64,22 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped:
-    """Steps counted over all pictures of the job; preview is a small JPEG. While nobody looks, not
-    every step is told."""
+    """For whoever looks: steps are counted over all pictures of the job, preview is a small
+    JPEG."""
 
     job: str
     step: int
     steps: int
     preview: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """How far a job is that nobody looks at, now and then."""
+
+    job: str
+    step: int
+    steps: int
 
 
 @dataclass(frozen=True, kw_only=True)

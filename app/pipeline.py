@@ -24,16 +24,16 @@ class Canceled(BaseException):
     it."""
 
 
+Preview = Callable[[], Pixels] | None
+"""Makes a small picture of the latent as it was at a step: at once, later, from another thread, or
+never."""
+
+
 class OnStep(Protocol):
-    """Called after each denoising step with what is done and how much there is.
+    """Called after each denoising step with what is done and how much there is. Raises Canceled
+    when the job is no longer wanted."""
 
-    `preview` makes a small picture of the present latent; it is called at once or never, because
-    the latent changes with the next step. Raises Canceled when the job is no longer wanted.
-    """
-
-    def __call__(
-        self, step: int, steps: int, preview: Callable[[], Pixels] | None = None
-    ) -> None: ...
+    def __call__(self, step: int, steps: int, preview: Preview = None) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

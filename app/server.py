@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
+from starlette.routing import Match
 
 from app import __version__, errors
 from app.engine import Engine
@@ -129,13 +129,14 @@ def _http(error: HTTPException, request: Request) -> errors.EaselError:
 
 def _methods(request: Request) -> list[str]:
     """What the path of a request takes: each route knows its own methods only."""
-    routes = [*request.app.routes, *(route for face in faces() for route in face.router.routes)]
-    fitting = [
-        route
-        for route in routes
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
     ]
-    return sorted({method for route in fitting for method in route.methods or ()})
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,6 +1,7 @@
 """Every environment variable Easel reads, once, into one frozen object. README lists them all."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,17 @@ Names = Annotated[tuple[str, ...], NoDecode]
 
 class SettingsError(Exception):
     """One line that says which setting is wrong and why."""
+
+
+_SECRETS = {
+    "API_KEYS",
+    "API_KEY_FILE",
+    "DATABASE_URL",
+    "GENERATION_AUTH_KEY",
+    "HF_TOKEN",
+    "HF_TOKEN_FILE",
+    "HUGGING_FACE_HUB_TOKEN",
+}
 
 
 class Settings(BaseSettings):
@@ -206,6 +218,11 @@ def _secrets(path: Path) -> list[str]:
     """The lines of a file, without its comments."""
     lines = [line.strip() for line in path.read_text().splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a child process that our secrets are no business of."""
+    return {name: value for name, value in environment.items() if name.upper() not in _SECRETS}
 
 
 def read_settings() -> Settings:

@@ -9,8 +9,8 @@ import fcntl
 import os
 import shutil
 from collections.abc import Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -123,9 +123,13 @@ class Store:
         return (_job(row), str(row.digest)) if row else None
 
     def update(self, job: Job) -> None:
-        """Records a job as it is now. A power cut may take this back and the job runs again, to the
-        same end; only that it was canceled is kept whatever comes."""
-        database = self._database if job.state is JobState.CANCELED else self._hasty
+        """Records a job as it is now.
+
+        A power cut may take a start back, or a first attempt's success, and the job runs again to
+        the same end. Any other end is told once and for all.
+        """
+        again = not job.state.ended or (job.state is JobState.SUCCEEDED and job.attempts < 2)
+        database = self._hasty if again else self._database
         with _storage_errors(), database.begin() as connection:
             connection.execute(sa.update(_jobs).where(_jobs.c.id == job.id).values(_values(job)))
 
@@ -188,9 +192,9 @@ class Store:
             return (self._folder / job_id / name).read_bytes()
 
     def _write(self, job_id: str, files: Mapping[str, bytes]) -> None:
-        """Files that survive a power cut when this returns, none of them there in part.
+        """Files that are there whole or not at all, also after a power cut.
 
-        The disk is asked for all of them and their folders at once: each answer takes as long.
+        The disk is asked for all of them at once: each answer takes as long.
         """
         if not files:
             return
@@ -198,22 +202,31 @@ class Store:
         folder.mkdir(exist_ok=True)
         parts = {name: folder / f".{name}.part" for name in files}
         try:
-            with ExitStack() as stack:
-                handles: list[int] = []
-                for name, part in parts.items():
-                    file = stack.enter_context(part.open("wb"))
-                    file.write(files[name])
-                    file.flush()
-                    part.rename(folder / name)
-                    handles.append(file.fileno())
-                for directory in (folder, self._folder):
-                    handles.append(os.open(directory, os.O_RDONLY))
-                    stack.callback(os.close, handles[-1])
-                list(self._syncing.map(os.fsync, handles))
+            for name, part in parts.items():
+                part.write_bytes(files[name])
+            self._sync(self._folder, *parts.values())
+            for name, part in parts.items():
+                part.rename(folder / name)
+            self._sync(folder)
         except OSError:
-            for part in parts.values():
+            for name, part in parts.items():
                 part.unlink(missing_ok=True)
+                (folder / name).unlink(missing_ok=True)
             raise
+
+    def _sync(self, *paths: Path) -> None:
+        done = [self._syncing.submit(_sync_one, path) for path in paths]
+        wait(done)
+        for each in done:
+            each.result()
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _locked(path: Path) -> IO[bytes]:

@@ -27,6 +27,7 @@ from app.errors import EaselError, LoadFailed, WorkerDied, from_code
 from app.message import (
     LENGTH,
     Cancel,
+    Counted,
     Drawn,
     Encoded,
     Failed,
@@ -40,16 +41,12 @@ from app.message import (
 )
 from app.model import Model
 from app.request import Recipe
-from app.settings import Settings
+from app.settings import Settings, without_secrets
 
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT = 5.0  # seconds an idle worker gets to end by itself
 LIMIT = 2**30  # bytes of one message
-# Environment variables that are no business of an adapter, nor of what it loads.
-SECRETS = {
-    "API_KEYS", "DATABASE_URL", "GENERATION_AUTH_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +66,14 @@ class WorkerOptions:
         )
 
 
+OnStep = Callable[[Stepped | Counted], None]
+
+
 class Task:
     """A job inside a worker. `drawn` ends when the pipeline is free again, `encoded` when the
     files are there."""
 
-    def __init__(self, on_step: Callable[[Stepped], None]) -> None:
+    def __init__(self, on_step: OnStep) -> None:
         loop = asyncio.get_running_loop()
         self.drawn: asyncio.Future[Drawn | Stopped] = loop.create_future()
         self.encoded: asyncio.Future[Encoded] = loop.create_future()
@@ -133,7 +133,7 @@ class Worker:
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 cwd=HOME,
-                env={k: v for k, v in os.environ.items() if k.upper() not in SECRETS},
+                env=without_secrets(os.environ),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
@@ -171,15 +171,16 @@ class Worker:
         job: str,
         recipe: Recipe,
         folder: Path | None,
-        on_step: Callable[[Stepped], None],
+        on_step: OnStep,
         *,
         watched: bool = False,
     ) -> Task:
         """Hands a job to the process; the worker is busy until the task's `drawn` is done."""
-        task = self._tasks[job] = Task(on_step)
+        task = Task(on_step)
         if self.dead.is_set():
             task.fail(WorkerDied("The worker process has ended."))
             return task
+        self._tasks[job] = task
         self.busy = True
         self._heard = time.monotonic()
         self._writer.write(pack(Run(job=job, recipe=recipe, folder=folder, watched=watched)))
@@ -216,9 +217,15 @@ class Worker:
         except psutil.Error:
             return self.model.memory
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is lost with it: no job is drawn, and none of a drawn one is being
+        encoded."""
+        return not self._tasks
+
     def stalled(self) -> bool:
         """Whether it has been at a job without a sign of life for too long."""
-        return self.busy and time.monotonic() - self._heard > self.options.stall_timeout
+        return not self.idle and time.monotonic() - self._heard > self.options.stall_timeout
 
     def _freed(self, _: Any) -> None:
         self.busy = False
@@ -231,7 +238,7 @@ class Worker:
             if task is None:
                 continue
             match message:
-                case Stepped():
+                case Stepped() | Counted():
                     task.on_step(message)
                 case Drawn():
                     task.drawn.set_result(message)

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +32,7 @@ from app.inputs import put_back, read_inputs
 from app.message import (
     LENGTH,
     Cancel,
+    Counted,
     Drawn,
     Encoded,
     Failed,
@@ -43,24 +45,23 @@ from app.message import (
     pack,
 )
 from app.model import Model
-from app.pipeline import Adapter, Canceled, Inputs, LoadOptions, Pipeline, Pixels
+from app.pipeline import Adapter, Canceled, Inputs, LoadOptions, Pipeline, Pixels, Preview
 from app.request import Recipe
 
 NICENESS = 5  # below the service, so that a health check never waits for a denoising step
 UNWATCHED = 0.1  # seconds between two reports while nobody looks: each takes from the drawing
+UNSEEN = 64  # steps whose previews somebody who comes late still gets
 
 
 class Channel:
-    """The worker's end of the socket pair: messages arrive on a thread of their own, cancels at
-    once."""
+    """The worker's end of the socket pair: messages arrive on a thread of their own, so that a
+    running job hears what concerns it at once."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._file = connection.makefile("rb")
         self._connection = connection
         self._sending = threading.Lock()
         self._incoming: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.canceled: set[str] = set()
-        self.watched: set[str] = set()
         threading.Thread(target=self._receive, daemon=True).start()
 
     def send(self, message: Any) -> None:
@@ -68,19 +69,60 @@ class Channel:
             self._connection.sendall(pack(message))
 
     def receive(self) -> Any:
+        """The Load, then an Attempt for each Run."""
         return self._incoming.get()
 
     def _receive(self) -> None:
+        attempt: Attempt | None = None
         while len(head := self._file.read(LENGTH.size)) == LENGTH.size:
             message = pickle.loads(self._file.read(LENGTH.unpack(head)[0]))
             match message:
-                case Cancel():
-                    self.canceled.add(message.job)
-                case Watch():
-                    self.watched.add(message.job)
-                case _:
+                case Run():
+                    attempt = Attempt(message, self.send)
+                    self._incoming.put(attempt)
+                case Cancel() if attempt and attempt.run.job == message.job:
+                    attempt.canceled = True
+                case Watch() if attempt and attempt.run.job == message.job:
+                    attempt.watch()
+                case Load():
                     self._incoming.put(message)
+                case _:
+                    pass  # of a job that has ended meanwhile
         os._exit(0)  # the service is gone; the main thread may be deep inside a native call
+
+
+class Attempt:
+    """A run: whether it is still wanted, and what is told of its steps. While nobody looks, that is
+    their number, now and then; whoever comes late gets every step with its preview all the same."""
+
+    def __init__(self, run: Run, send: Callable[[Any], None]) -> None:
+        self.run = run
+        self.canceled = False
+        self._send = send
+        self._watched = run.watched
+        self._told = -math.inf
+        self._unseen: deque[tuple[int, int, Preview]] = deque(maxlen=UNSEEN)
+        self._telling = threading.Lock()
+
+    def step(self, step: int, steps: int, preview: Preview) -> None:
+        with self._telling:
+            self._unseen.append((step, steps, preview))
+            if self._watched:
+                self._tell()
+            elif time.monotonic() - self._told >= UNWATCHED:
+                self._told = time.monotonic()
+                self._send(Counted(job=self.run.job, step=step, steps=steps))
+
+    def watch(self) -> None:
+        with self._telling:
+            self._watched = True
+            self._tell()
+
+    def _tell(self) -> None:
+        while self._unseen:
+            step, steps, preview = self._unseen.popleft()
+            small = _small_jpeg(preview) if preview else None
+            self._send(Stepped(job=self.run.job, step=step, steps=steps, preview=small))
 
 
 def main() -> None:
@@ -135,9 +177,12 @@ def load_adapter(model: Model) -> Adapter:
     return cast(Adapter, module)
 
 
-def _run(channel: Channel, pipeline: Pipeline, run: Run, encoder: ThreadPoolExecutor) -> None:
+def _run(
+    channel: Channel, pipeline: Pipeline, attempt: Attempt, encoder: ThreadPoolExecutor
+) -> None:
+    run = attempt.run
     try:
-        pixels, timings, warnings = _draw(channel, pipeline, run)
+        pixels, timings, warnings = _draw(pipeline, attempt)
     except Canceled:
         channel.send(Stopped(job=run.job))
     except EaselError as error:
@@ -148,42 +193,24 @@ def _run(channel: Channel, pipeline: Pipeline, run: Run, encoder: ThreadPoolExec
     else:
         channel.send(Drawn(job=run.job, timings_ms=timings, warnings=warnings))
         encoder.submit(_encode, channel, run, pixels)
-    finally:
-        channel.canceled.discard(run.job)
-        channel.watched.discard(run.job)
 
 
 def _draw(
-    channel: Channel, pipeline: Pipeline, run: Run
+    pipeline: Pipeline, attempt: Attempt
 ) -> tuple[list[Pixels], dict[str, float], tuple[str, ...]]:
-    recipe = run.recipe
-    inputs = _inputs(recipe, run.folder)
+    recipe = attempt.run.recipe
+    inputs = _inputs(recipe, attempt.run.folder)
     pixels: list[Pixels] = []
     timings: dict[str, float] = {}
     warnings: dict[str, None] = {}
-    told = -math.inf
     for n in range(recipe.images):
 
-        def on_step(
-            step: int, steps: int, preview: Callable[[], Pixels] | None = None, done: int = n
-        ) -> None:
-            nonlocal told
-            if run.job in channel.canceled:
+        def on_step(step: int, steps: int, preview: Preview = None, done: int = n) -> None:
+            if attempt.canceled:
                 raise Canceled
-            watched = run.watched or run.job in channel.watched
-            if not watched and time.monotonic() - told < UNWATCHED:
-                return
-            told = time.monotonic()
-            channel.send(
-                Stepped(
-                    job=run.job,
-                    step=done * steps + step,
-                    steps=recipe.images * steps,
-                    preview=_small_jpeg(preview) if watched and preview else None,
-                )
-            )
+            attempt.step(done * steps + step, recipe.images * steps, preview)
 
-        if run.job in channel.canceled:
+        if attempt.canceled:
             raise Canceled
         made = pipeline.generate(recipe, recipe.image_seed(n), inputs, on_step)
         pixels.append(_checked(made.pixels, recipe))

@@ -373,6 +373,8 @@ def test_unknown_routes_and_methods_are_told_so(service):
     answer = service.client.request("PUT", "/jobs")
     assert_problem(answer, 405, "method_not_allowed", None, "PUT")
     assert set(answer.headers["allow"].split(", ")) == {"GET", "POST"}
+    nested = service.client.get("/v1/images/generations")
+    assert (nested.status_code, nested.headers["allow"]) == (405, "POST")
     assert service.client.head("/no/such").content == b""
     assert service.client.head("/jobs").status_code in (200, 405)
 

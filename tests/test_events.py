@@ -50,17 +50,16 @@ def test_previews_are_small_pictures_that_become_the_result(service):
     assert _distance(previews[-1], result) < 40
 
 
-def test_steps_nobody_looks_at_are_told_now_and_then_and_without_pictures(brittle):
-    """Making previews takes from the drawing; who looks in between gets them from there on."""
-    job = brittle.submit("slow", steps=100)
-    brittle.wait_for(lambda: brittle.job(job)["progress"]["step"] > 5)
-    events = list(brittle.events(job))
-    first = next(n for n, event in enumerate(events) if event.kind == "preview")
-    unseen = [event.data["step"] for event in events[:first] if event.kind == "progress"]
-    seen = [event.data["step"] for event in events[first:] if event.kind == "progress"]
-    assert len(unseen) < unseen[-1]
-    assert seen == list(range(seen[0], 101))
-    assert sum(event.kind == "preview" for event in events) == len(seen) + 1
+def test_who_comes_late_is_told_every_step_all_the_same(brittle):
+    job = brittle.submit("slow", steps=50)
+    brittle.wait_for(lambda: brittle.job(job)["progress"]["step"] > 10)
+    seen = brittle.job(job)["progress"]["step"]
+    *events, done = brittle.events(job)
+    assert [event.kind for event in events] == ["state", "state"] + ["progress", "preview"] * 50
+    steps = [event.data["step"] for event in events if event.kind == "progress"]
+    assert steps == list(range(1, 51))
+    assert seen < 50
+    assert done.data["state"] == "succeeded"
 
 
 def _distance(preview: str, result: Image.Image) -> float:

@@ -245,6 +245,17 @@ def test_the_same_key_with_another_body_is_refused(brittle):
     assert "another body" in answer.json()["detail"]
 
 
+def test_a_key_is_good_for_its_job_when_the_picture_it_named_is_gone(brittle):
+    source = brittle.generate("well")["id"]
+    body = {"prompt": "well", "init_image": f"/jobs/{source}/images/0"}
+    headers = {"Idempotency-Key": "outlives its picture", "Prefer": "wait=20"}
+    first = brittle.client.post("/jobs", json=body, headers=headers)
+    assert first.status_code == 200, first.text
+    assert brittle.client.delete(f"/jobs/{source}").status_code == 204
+    again = brittle.client.post("/jobs", json=body, headers=headers)
+    assert again.json()["id"] == first.json()["id"]
+
+
 def test_a_key_of_a_refused_request_is_not_used_up(brittle):
     headers = {"Idempotency-Key": "second try"}
     bad = brittle.client.post("/jobs", json={"prompt": "well", "steps": 0}, headers=headers)

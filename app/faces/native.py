@@ -140,16 +140,21 @@ async def post_job(
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> Response:
     """Hands a job in. `Prefer: wait=N` answers with the ended job if it ends within N seconds."""
-    engine = engine_of(request)
-    # Escaped to ASCII: not every text that JSON can hold is valid Unicode.
-    said = json.dumps(body.model_dump(), sort_keys=True)
-    digest = hashlib.sha256(said.encode()).hexdigest() if idempotency_key else None
-    job = await engine.submit(
-        await to_request(body, engine),
-        owner=owner_of(request),
-        idempotency_key=idempotency_key,
-        digest=digest,
-    )
+    engine, owner = engine_of(request), owner_of(request)
+    job, digest = None, None
+    if idempotency_key is not None:
+        # Escaped to ASCII: not every text that JSON can hold is valid Unicode.
+        said = json.dumps(body.model_dump(), sort_keys=True)
+        digest = hashlib.sha256(said.encode()).hexdigest()
+        # Before the body's pictures are looked up: those of other jobs may be gone by now.
+        job = await engine.known(owner, idempotency_key, digest)
+    if job is None:
+        job = await engine.submit(
+            await to_request(body, engine),
+            owner=owner,
+            idempotency_key=idempotency_key,
+            digest=digest,
+        )
     headers = {"Location": f"/jobs/{job.id}"}
     seconds = _wait_seconds(prefer)
     if seconds is not None:
@@ -209,8 +214,7 @@ async def get_events(
     job: Annotated[Job, Depends(_known_job)],
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """What happens to the job as server-sent events: state, progress, preview, done. Previews are
-    made while somebody follows."""
+    """What happens to the job as server-sent events: state, progress, preview, done."""
     engine = engine_of(request)
     after = int(last_event_id) if last_event_id and re.fullmatch(r"\d{1,9}", last_event_id) else 0
     async for event in _until_closing(engine.events(job.id, after), engine.closing):

@@ -18,19 +18,11 @@ from app import source
 from app.catalog import HOME
 from app.errors import InstallFailed
 from app.installation.progress import OnProgress, Progress
+from app.settings import without_secrets
 
 _LOCKS = (HOME / "requirements" / "torch.txt", HOME / "requirements" / "convert.txt")
 _STAMP = "easel-complete"
 ENVIRONMENT_BYTES = 3_000_000_000  # packages and their installation, with a torch for the CPU
-_SECRETS = (
-    "HF_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN",
-    "HF_TOKEN_FILE",
-    "API_KEYS",
-    "API_KEY_FILE",
-    "GENERATION_AUTH_KEY",
-    "DATABASE_URL",
-)
 
 
 def environment_is_ready(folder: Path) -> bool:
@@ -185,9 +177,7 @@ def _status(
 ) -> int:
     """Runs a command without our secrets, its output in the log; the child ends when we are
     interrupted."""
-    environ = {key: value for key, value in os.environ.items() if key not in _SECRETS} | (
-        extra or {}
-    )
+    environ = without_secrets(os.environ) | (extra or {})
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         child = subprocess.Popen(

@@ -82,7 +82,13 @@ def fill(module: nn.Module, found: dict[str, torch.Tensor], besides: tuple[str, 
 
 
 def restore(shipped: Path, runs: Path) -> None:
-    """Fills the folder of a training with the tokenizer, the autoencoder and where to start."""
+    """Fills a new folder of a training with the tokenizer, the autoencoder and where to start.
+
+    Raises SystemExit for a folder with a training in it: what it has learned speaks of other
+    latents.
+    """
+    if any(runs.glob("*.pt")):
+        raise SystemExit(f"{runs} holds a training; name another folder with --runs.")
     runs.mkdir(parents=True, exist_ok=True)
     shutil.copytree(shipped / "tokenizer", runs / "tokenizer", dirs_exist_ok=True)
     words = tokenizer.load(runs / "tokenizer")

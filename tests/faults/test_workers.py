@@ -33,9 +33,18 @@ def the_service_goes_on(brittle):
 
 
 def test_a_preview_that_fails_costs_no_picture(brittle):
-    job = brittle.generate("blind", steps=3)
-    assert job["state"] == "succeeded"
-    assert not [event for event in brittle.events(job["id"]) if event.kind == "preview"]
+    def complaints() -> list[dict]:
+        return [line for line in brittle.log_lines() if "no preview" in line.get("line", "")]
+
+    assert brittle.generate("blind", steps=3)["state"] == "succeeded"
+    assert not complaints()  # nobody looked, so none was made
+    blocker = brittle.submit("slow", steps=500)
+    events = brittle.events(brittle.submit("blind", steps=3))
+    first = next(events)
+    brittle.client.delete(f"/jobs/{blocker}")
+    kinds = [event.kind for event in (first, *events)]
+    assert kinds == ["state", "state", *["progress"] * 3, "done"]
+    assert len(complaints()) == 3
 
 
 def test_a_killed_worker_costs_its_job_one_retry(brittle):
