@@ -151,16 +151,11 @@ class Dispatcher:
             live.worker = None
             del self.running[device]
             self.pump()
-            await self._pool.freed()
         if isinstance(drawn, Stopped):
             return
         self.seconds_per_job += 0.2 * (time.monotonic() - began - self.seconds_per_job)
         try:
-            try:
-                encoded = await task.encoded
-            finally:
-                await self._pool.freed()  # now the worker may go, too
-            await self._keep(live, drawn, encoded, load_ms)
+            await self._keep(live, drawn, await task.encoded, load_ms)
         except Exception as error:  # noqa: BLE001 - as above
             await self._failed(live, error)
 
@@ -185,7 +180,7 @@ class Dispatcher:
         self._spawn(self._record(live))
         live.publish("state")
         began = time.monotonic()
-        # Again where the worker was ended between its load and now, to make room or by request.
+        # Again where the worker has died between its load and now.
         while (worker := self._pool.ready(job.model, device)) is None:
             # A canceled job lets go of the device; the load goes on for the next job of the model.
             loading = self._spawn(self._load(job, device))
@@ -193,6 +188,7 @@ class Dispatcher:
             ended = self._spawn(live.ended.wait())
             await asyncio.wait([loading, ended], return_when=FIRST_COMPLETED)
             if not live.wanted:
+                loading.add_done_callback(self._not_needed)
                 return canceled
             await loading
         load_ms = (time.monotonic() - began) * 1000
@@ -200,6 +196,10 @@ class Dispatcher:
         task = worker.run(job.id, job.recipe, folder, on_step, watched=live.watched)
         live.worker = worker
         return task, await self._until_free(live, worker, task), load_ms
+
+    def _not_needed(self, loading: asyncio.Task[Worker]) -> None:
+        if not loading.cancelled() and loading.exception() is None:
+            self._pool.give_up(loading.result())
 
     async def _record(self, live: LiveJob) -> None:
         if not live.ending:  # else this record would come after the last one

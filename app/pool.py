@@ -26,7 +26,8 @@ class Pool:
         self._workers: dict[Key, Worker] = {}
         self._loading: dict[Key, Model] = {}
         self._locks: dict[Key, asyncio.Lock] = {}
-        self._room = asyncio.Condition()
+        self._making_room = asyncio.Lock()
+        self._freed = asyncio.Event()
         self.crowded = 0  # loads that wait for a busy worker to become idle, so that it can go
 
     def warm(self, name: str) -> Worker | None:
@@ -45,20 +46,26 @@ class Pool:
         return worker
 
     async def get(self, model: Model, device: str) -> Worker:
-        """The worker for a model on a device, loaded if need be; raises LoadFailed."""
+        """The worker for a model on a device, loaded if need be; raises LoadFailed.
+
+        It is reserved: nobody ends it before its next job, unless the caller gives that up.
+        """
         key = (model.name, device)
         async with self._locks.setdefault(key, asyncio.Lock()):
             if worker := self.ready(*key):
+                worker.reserved = True
                 return worker
             self._workers.pop(key, None)
             await self._make_room(key, model)
             try:
                 log.info("loading", extra={"model": model.name, "device": device})
                 worker = await Worker.start(model, device, self._options)
+                worker.reserved = True
+                worker.on_idle = self.freed
                 self._workers[key] = worker
             finally:
                 del self._loading[key]
-                await self.freed()
+                self.freed()
             log.info(
                 "loaded", extra={"model": model.name, "device": device, "ms": round(worker.load_ms)}
             )
@@ -80,10 +87,15 @@ class Pool:
                 worker.kill()
             await worker.stop()
 
-    async def freed(self) -> None:
+    def give_up(self, worker: Worker) -> None:
+        """Takes back that a worker is reserved."""
+        worker.reserved = False
+        self.freed()
+
+    def freed(self) -> None:
         """To be called when a worker has become idle: whoever waits for room looks again."""
-        async with self._room:
-            self._room.notify_all()
+        self._freed.set()
+        self._freed = asyncio.Event()
 
     def kill_stalled(self) -> None:
         for worker in self._workers.values():
@@ -108,8 +120,12 @@ class Pool:
                 f"{model.name} takes about {_mb(model.memory)} MB of memory; "
                 f"the budget is {_mb(self._budget)} MB (MEMORY_BUDGET)."
             )
-        async with self._room:
-            while in_the_way := self._in_the_way(key, model):
+        while True:
+            async with self._making_room:
+                in_the_way = self._in_the_way(key, model)
+                if not in_the_way:
+                    self._loading[key] = model
+                    return
                 idle = [item for item in self._workers.items() if item[0] in in_the_way]
                 idle = [item for item in idle if item[1].idle]
                 if idle:
@@ -118,13 +134,13 @@ class Pool:
                         "making room", extra={"unloaded": worker.model.name, "for": model.name}
                     )
                     await self._end(victim, worker)
-                else:
-                    self.crowded += 1
-                    try:
-                        await self._room.wait()
-                    finally:
-                        self.crowded -= 1
-            self._loading[key] = model
+                    continue
+                freed = self._freed
+            self.crowded += 1
+            try:
+                await freed.wait()
+            finally:
+                self.crowded -= 1
 
     def _in_the_way(self, key: Key, model: Model) -> set[Key]:
         """Whose end would make room: all others where memory is short, or those on the device."""

@@ -121,7 +121,7 @@ def _http(error: HTTPException, request: Request) -> errors.EaselError:
             f"There is nothing at {request.url.path[:200]}; /docs lists the routes."
         )
     if error.status_code == 405:
-        allowed = ", ".join(_methods(request))
+        allowed = ", ".join(_methods(request)) or (error.headers or {}).get("Allow", "GET, HEAD")
         told = f"{request.url.path} does not take {request.method}, only {allowed}."
         return errors.MethodNotAllowed(told, allow=allowed)
     return errors.InvalidRequest(str(error.detail))

@@ -102,7 +102,7 @@ class Serving:
         absent = await self._devices.why_absent(device)
         if absent is not None:
             raise UnknownDevice(f"{device} is not available here: {absent}.", field="device")
-        await self._pool.get(model, device)
+        self._pool.give_up(await self._pool.get(model, device))
         self._serve(model, device)
         self._on_change()
         return model, device

@@ -125,10 +125,10 @@ class Store:
     def update(self, job: Job) -> None:
         """Records a job as it is now.
 
-        A power cut may take a start back, or a first attempt's success, and the job runs again to
-        the same end. Any other end is told once and for all.
+        A power cut may take a first attempt's success back, and the job runs again to the same end.
+        Whatever else is recorded stays.
         """
-        again = not job.state.ended or (job.state is JobState.SUCCEEDED and job.attempts < 2)
+        again = job.state is JobState.SUCCEEDED and job.attempts < 2
         database = self._hasty if again else self._database
         with _storage_errors(), database.begin() as connection:
             connection.execute(sa.update(_jobs).where(_jobs.c.id == job.id).values(_values(job)))

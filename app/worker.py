@@ -96,6 +96,8 @@ class Worker:
         self.load_ms = 0.0
         self.last_used = time.monotonic()
         self.busy = False
+        self.reserved = False  # for whoever had it loaded, until its job begins
+        self.on_idle: Callable[[], None] = lambda: None
         self.dead = asyncio.Event()
         self._tasks: dict[str, Task] = {}
         self._heard = time.monotonic()
@@ -182,6 +184,7 @@ class Worker:
             return task
         self._tasks[job] = task
         self.busy = True
+        self.reserved = False
         self._heard = time.monotonic()
         self._writer.write(pack(Run(job=job, recipe=recipe, folder=folder, watched=watched)))
         task.drawn.add_done_callback(self._freed)
@@ -219,13 +222,13 @@ class Worker:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is lost with it: no job is drawn, and none of a drawn one is being
-        encoded."""
-        return not self._tasks
+        """Whether nothing is lost with it: no job is drawn, none that was drawn is being encoded,
+        and none is about to begin."""
+        return not self._tasks and not self.reserved
 
     def stalled(self) -> bool:
         """Whether it has been at a job without a sign of life for too long."""
-        return not self.idle and time.monotonic() - self._heard > self.options.stall_timeout
+        return bool(self._tasks) and time.monotonic() - self._heard > self.options.stall_timeout
 
     def _freed(self, _: Any) -> None:
         self.busy = False
@@ -244,19 +247,25 @@ class Worker:
                     task.drawn.set_result(message)
                 case Stopped():
                     task.drawn.set_result(message)
-                    del self._tasks[message.job]
+                    self._dismiss(message.job)
                 case Encoded():
                     task.encoded.set_result(message)
-                    del self._tasks[message.job]
+                    self._dismiss(message.job)
                 case _:
                     task.fail(from_code(message.code, message.detail))
-                    del self._tasks[message.job]
+                    self._dismiss(message.job)
         self.dead.set()
         epitaph = await self._epitaph()
         for task in self._tasks.values():
             task.fail(WorkerDied(epitaph))
         self._tasks.clear()
+        self.on_idle()
         self._writer.close()
+
+    def _dismiss(self, job: str) -> None:
+        del self._tasks[job]
+        if self.idle:
+            self.on_idle()
 
     async def _receive(self) -> Any:
         """The next message, or None when the process has closed its end."""

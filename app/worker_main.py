@@ -74,21 +74,25 @@ class Channel:
 
     def _receive(self) -> None:
         attempt: Attempt | None = None
-        while len(head := self._file.read(LENGTH.size)) == LENGTH.size:
-            message = pickle.loads(self._file.read(LENGTH.unpack(head)[0]))
-            match message:
-                case Run():
-                    attempt = Attempt(message, self.send)
-                    self._incoming.put(attempt)
-                case Cancel() if attempt and attempt.run.job == message.job:
-                    attempt.canceled = True
-                case Watch() if attempt and attempt.run.job == message.job:
-                    attempt.watch()
-                case Load():
-                    self._incoming.put(message)
-                case _:
-                    pass  # of a job that has ended meanwhile
-        os._exit(0)  # the service is gone; the main thread may be deep inside a native call
+        try:
+            while len(head := self._file.read(LENGTH.size)) == LENGTH.size:
+                message = pickle.loads(self._file.read(LENGTH.unpack(head)[0]))
+                match message:
+                    case Run():
+                        attempt = Attempt(message, self.send)
+                        self._incoming.put(attempt)
+                    case Cancel() if attempt and attempt.run.job == message.job:
+                        attempt.canceled = True
+                    case Watch() if attempt and attempt.run.job == message.job:
+                        attempt.watch()
+                    case Load():
+                        self._incoming.put(message)
+                    case _:
+                        pass  # of a job that has ended meanwhile
+        except OSError:
+            pass  # the service died with something unread
+        finally:
+            os._exit(0)  # the service is gone; the main thread may be deep inside a native call
 
 
 class Attempt:
@@ -109,7 +113,7 @@ class Attempt:
             self._unseen.append((step, steps, preview))
             if self._watched:
                 self._tell()
-            elif time.monotonic() - self._told >= UNWATCHED:
+            elif step == steps or time.monotonic() - self._told >= UNWATCHED:
                 self._told = time.monotonic()
                 self._send(Counted(job=self.run.job, step=step, steps=steps))
 
@@ -117,6 +121,10 @@ class Attempt:
         with self._telling:
             self._watched = True
             self._tell()
+
+    def end(self) -> None:
+        with self._telling:
+            self._unseen.clear()
 
     def _tell(self) -> None:
         while self._unseen:
@@ -149,8 +157,9 @@ def main() -> None:
 
 
 def _give_way() -> None:
-    """Lets this thread run where the drawing of the next picture leaves room."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    """Lets the drawing of the next picture go before this thread; not by much, since it may hold
+    what the drawing waits for."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS + 5)
 
 
 def _load(load: Load) -> Pipeline:
@@ -193,6 +202,8 @@ def _run(
     else:
         channel.send(Drawn(job=run.job, timings_ms=timings, warnings=warnings))
         encoder.submit(_encode, channel, run, pixels)
+    finally:
+        attempt.end()
 
 
 def _draw(
@@ -217,6 +228,8 @@ def _draw(
         warnings |= dict.fromkeys(made.warnings)
         for name, milliseconds in made.timings_ms.items():
             timings[name] = timings.get(name, 0.0) + milliseconds
+    if attempt.canceled:
+        raise Canceled
     return pixels, timings, tuple(warnings)
 
 

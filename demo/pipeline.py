@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from app import openvino
+from app.errors import GenerationFailed, LoadFailed
 from app.pipeline import Inputs, LoadOptions, Pipeline
 from app.request import ImageRequest
 
@@ -13,6 +14,10 @@ def load(weights: Path, device: str, options: LoadOptions) -> Pipeline:
     pipeline = openvino.load(weights, device, options, preview=np.load(weights / "preview.npy"))
     # A pipeline whose first picture is one of 64 pixels makes NaN of larger ones ever after (seen
     # with OpenVINO 2026.4.1 in bfloat16), so the first one is of the usual size.
-    recipe, _ = options.model.complete(ImageRequest(prompt="a picture", steps=1))
-    pipeline.generate(recipe, 0, Inputs(), lambda *_: None)
+    first = ImageRequest(prompt="a picture", steps=options.model.limits.steps[0])
+    recipe, _ = options.model.complete(first)
+    try:
+        pipeline.generate(recipe, 0, Inputs(), lambda *_: None)
+    except GenerationFailed as error:
+        raise LoadFailed(f"{options.model.name} draws nothing on {device}: {error}") from error
     return pipeline

@@ -70,6 +70,29 @@ def test_a_pipeline_goes_only_when_its_pictures_are_encoded(start, families):
     assert not [line for line in service.log_lines() if line["event"] == "trying again"]
 
 
+@pytest.fixture
+def cramped(start, doubles) -> Service:
+    """Room for one pipeline at a time, whatever its model."""
+    return start(MODELS_PATH=doubles, MODEL="brittle", MEMORY_BUDGET="5").ready()
+
+
+def test_a_job_that_is_canceled_after_its_last_step_lets_the_next_model_in(cramped):
+    canceled = cramped.submit("lingers", steps=3)
+    cramped.wait_for(lambda: cramped.job(canceled)["progress"]["step"] == 3)
+    job = cramped.submit("well", model="other")
+    cramped.client.delete(f"/jobs/{canceled}")
+    assert cramped.ended(job)["state"] == "succeeded"
+    assert cramped.generate("well")["state"] == "succeeded"
+
+
+def test_two_devices_with_room_for_one_pipeline_take_turns(cramped):
+    """A pipeline that was just loaded is not ended before its job has begun."""
+    jobs = [cramped.submit("slow", model=name) for name in ("other", "elsewhere") * 2]
+    assert {cramped.ended(job)["state"] for job in jobs} == {"succeeded"}
+    loads = [line for line in cramped.log_lines() if line["event"] == "loaded"]
+    assert len(loads) <= 1 + len(jobs)
+
+
 def test_only_so_many_pipelines_stay_warm_as_the_machine_is_good_for(start, families):
     service = start(MODELS_PATH=families, MODEL="first", MACHINE_SIZE="tiny").ready()
     service.generate(model="second")

@@ -216,7 +216,7 @@ def train(
     betas = torch.linspace(BETAS["beta_start"] ** 0.5, BETAS["beta_end"] ** 0.5, 1000) ** 2
     kept = torch.cumprod(1 - betas, 0)
     signal, noise = kept.sqrt(), (1 - kept).sqrt()
-    empty, mine = read(words, [""]), BATCH // workers
+    empty, mine = read(words, [""]), BATCH // workers // LEVELS * LEVELS or LEVELS
     budget, losses = Budget(minutes, used), []
     told = saved = looked = used
 

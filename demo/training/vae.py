@@ -231,7 +231,7 @@ def train(
             adam.param_groups[1]["lr"] = now * min(1, max(0, (inside - 0.08) / 0.2))
             window = side // 2 if side >= WINDOWED and inside < 0.8 else side
             count = pixels // window**2
-            mine = count // workers
+            mine = count // workers or 1
             x = batch(seed, drawn + rank * mine, mine, side, window).to(device)
             loss = loss_of(vae, x, settled)
             adam.zero_grad()
@@ -258,9 +258,9 @@ def train(
             if budget.used - saved > budget.save_every:
                 saved = budget.used
                 parts = {"live": vae, "average": average, "adam": adam}
-                state = {name: part.state_dict() for name, part in parts.items()}
                 facts = {"stage": stage, "step": step, "drawn": drawn, "used": budget.used}
-                save(state_file, {**facts, **state})
+                learned = {name: part.state_dict() for name, part in parts.items()}
+                save(state_file, {**facts, **learned})
         with average:
             say(log, side=side, step=step, drawn=drawn, final_psnr=psnr(vae, looks))
             save(runs / f"vae-{side}.pt", vae.state_dict())

@@ -54,6 +54,8 @@ class Brittle:
                     raise
             if step == 2 or recipe.steps == 1:
                 _misbehave(what)
+        if what == "lingers":
+            time.sleep(1)
         return Generated(pixels=_spoilt(what, pixels), timings_ms={"denoise": 1.0})
 
     def _first_time(self, prompt: str) -> bool:
