@@ -25,10 +25,9 @@ def drawn(shape: str, colour: str, ground: str) -> np.ndarray:
 
 
 def test_single_shapes_come_out_right(draw) -> None:
-    """Not all of them: the model's card tells how many."""
     tasks = evaluate.single_tasks(40, held_out=False, seed=11)
     wrong = [t.prompt for k, t in enumerate(tasks) if not judge(t, draw(t.prompt, seed=k)).all]
-    assert len(wrong) <= 8, wrong
+    assert len(wrong) <= 2, wrong
 
 
 def test_the_same_recipe_gives_the_same_bytes(draw) -> None:
