@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import shutil
 import subprocess
 import sys
@@ -84,17 +83,13 @@ def test_a_picture_becomes_another(axera: Service) -> None:
 
 
 def test_steps_are_told_with_previews(axera: Service) -> None:
-    job = axera.submit(seed=3)
-    told: list[tuple[str, Any]] = []
-    with axera.client.stream("GET", f"/jobs/{job}/events") as events:
-        kind = ""
-        for line in events.iter_lines():
-            key, _, value = line.partition(": ")
-            kind = value if key == "event" else kind
-            if key == "data":
-                told.append((kind, json.loads(value)))
-    kinds = [kind for kind, _ in told]
-    assert kinds[-1] == "done" and "progress" in kinds and "preview" in kinds
+    blockers = [axera.submit(images=4) for _ in range(4)]
+    stream = axera.events(axera.submit(seed=3))
+    told = [next(stream)]  # followed before it begins
+    for blocker in blockers:
+        axera.client.delete(f"/jobs/{blocker}")
+    kinds = [event.kind for event in (*told, *stream)]
+    assert kinds == ["state", "state", *["progress", "preview"] * 4, "done"]
 
 
 @pytest.mark.parametrize(
