@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
 
+from app.disk import sync
 from app.errors import StorageFailed, UnknownJob
 from app.job import Job, JobState
 
@@ -215,18 +216,10 @@ class Store:
             raise
 
     def _sync(self, *paths: Path) -> None:
-        done = [self._syncing.submit(_sync_one, path) for path in paths]
+        done = [self._syncing.submit(sync, path) for path in paths]
         wait(done)
         for each in done:
             each.result()
-
-
-def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _locked(path: Path) -> IO[bytes]:

@@ -7,13 +7,13 @@ the same.
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from app.disk import sync
 from app.errors import Busy
 from app.installation.hub import RemoteFile, Snapshot
 
@@ -69,11 +69,11 @@ class Staging:
         """Gives a finished folder its name; one that had it before goes."""
         for path in output.rglob("*"):
             if path.is_file():
-                _sync(path)
+                sync(path)
         if target.exists():
             self.put_away(target)
         output.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
         self.clear()
 
     def put_away(self, target: Path) -> None:
@@ -121,11 +121,3 @@ def _write(path: Path, record: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(json.dumps(record))
     temporary.replace(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
