@@ -46,6 +46,10 @@ _jobs = sa.Table(
     sqlite_autoincrement=True,
 )
 _COLUMNS = ("id", "state", "device", "face", "owner", "attempts", "created", "started", "finished")
+# Built once: putting a statement together takes SQLAlchemy longer than running it.
+_INSERT = sa.insert(_jobs)
+_UPDATE = sa.update(_jobs).where(_jobs.c.id == sa.bindparam("job_id"))
+_SELECT = sa.select(_jobs).where(_jobs.c.id == sa.bindparam("job_id"))
 
 
 class Store:
@@ -109,7 +113,7 @@ class Store:
                 self._write(job.id, inputs)
                 values = _values(job) | {"idempotency_key": key, "digest": digest}
                 with self._database.begin() as connection:
-                    connection.execute(sa.insert(_jobs).values(values))
+                    connection.execute(_INSERT, values)
             except BaseException as error:
                 shutil.rmtree(self._folder / job.id, ignore_errors=True)
                 if isinstance(error, IntegrityError):
@@ -132,7 +136,7 @@ class Store:
         again = job.state is JobState.SUCCEEDED and job.attempts < 2
         database = self._hasty if again else self._database
         with _storage_errors(), database.begin() as connection:
-            connection.execute(sa.update(_jobs).where(_jobs.c.id == job.id).values(_values(job)))
+            connection.execute(_UPDATE, _values(job) | {"job_id": job.id})
 
     def finish(self, job: Job, pictures: Mapping[str, bytes]) -> None:
         """Keeps the pictures, then the record: a record never names a missing file."""
@@ -142,7 +146,7 @@ class Store:
 
     def get(self, job_id: str) -> Job:
         with _storage_errors(), self._database.connect() as connection:
-            row = connection.execute(sa.select(_jobs).where(_jobs.c.id == job_id)).first()
+            row = connection.execute(_SELECT, {"job_id": job_id}).first()
         if row is None:
             raise UnknownJob(f"There is no job {job_id[:64]!r}; it may have been deleted.")
         return _job(row)
@@ -216,8 +220,12 @@ class Store:
             raise
 
     def _sync(self, *paths: Path) -> None:
-        done = [self._syncing.submit(sync, path) for path in paths]
-        wait(done)
+        *others, last = paths
+        done = [self._syncing.submit(sync, path) for path in others]
+        try:
+            sync(last)
+        finally:
+            wait(done)
         for each in done:
             each.result()
 
