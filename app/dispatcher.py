@@ -1,26 +1,25 @@
-"""From the queue to the pictures: which job is next on which device, one attempt at it, how it
-ends.
+"""From a job's acceptance to its end: what a device is given to do, one attempt at it, how it ends.
 
 Knows the pool and the ledger; knows no request, no face and no readiness.
 """
 
 import asyncio
-import hashlib
 import logging
 import time
 from asyncio import FIRST_COMPLETED
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app import image
 from app.errors import EaselError, WorkerDied
-from app.job import ImageFile, Job, JobError, JobState, Progress
+from app.job import Job, JobError, JobState
 from app.ledger import Ledger
 from app.live import LiveJob
 from app.logs import request_id
-from app.message import Counted, Drawn, Encoded, Stepped, Stopped
+from app.message import Counted, Drawn, Stepped
 from app.pool import Pool
+from app.queue import Queue
+from app.result import files_of, record_of
 from app.worker import Task, Worker
 
 log = logging.getLogger(__name__)
@@ -55,45 +54,76 @@ class Dispatcher:
         self._place = place
         self._load = load
         self.live: dict[str, LiveJob] = {}
-        self.queue: list[LiveJob] = []
+        self.queue = Queue(lambda name: pool.warm(name) is not None, starvation=rules.starvation)
         self.running: dict[str, LiveJob] = {}  # by device
         self.seconds_per_job = 1.0  # a running mean
         self.stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._runs: set[asyncio.Task[Any]] = set()
 
-    def enqueue(self, job: Job, ask: str = "", *, watched: bool = False) -> None:
-        live = self.live[job.id] = LiveJob(job)
-        live.ask = ask
-        live.watched = watched
-        self.queue.append(live)
+    async def admit(
+        self, live: LiveJob, pictures: Mapping[str, bytes], *, key: str | None, digest: str | None
+    ) -> None:
+        """Takes a job in: when this returns, it is durable. It may be drawn meanwhile.
+
+        Raises KeyError for a used idempotency key, StorageFailed when there is no room.
+        """
+        self._enqueue(live)
+        try:
+            await self._ledger.add(live.job, pictures, key, digest)
+        except BaseException:
+            self._forget(live)
+            raise
+        finally:
+            live.recorded.set()
+        self.pump()
+
+    def _enqueue(self, live: LiveJob) -> None:
+        self.live[live.job.id] = live
+        self.queue.add(live)
         live.publish("state")
         self.pump()
+
+    def _forget(self, live: LiveJob) -> None:
+        """Leaves off a job that could not be recorded, as if it had not been handed in."""
+        self._leave_off(live)
+        live.ending = True
+        live.change(state=JobState.CANCELED, finished=time.time())
+        live.publish("done")
+        del self.live[live.job.id]
 
     async def recover(self, job: Job) -> None:
         """Takes up a job of an earlier process: queued again, or failed if it was tried often
         enough."""
+        live = LiveJob(job)
+        live.recorded.set()
         if job.attempts < ATTEMPTS:
-            job = replace(job, state=JobState.QUEUED, progress=Progress(steps=job.progress.steps))
-            await self._ledger.save(job)
-            self.enqueue(job)
+            live.restart()
+            await self._ledger.save(live.job)
+            self._enqueue(live)
             return
-        live = self.live[job.id] = LiveJob(job)
+        self.live[job.id] = live
         detail = "The service ended twice while this job was running; it is not tried again."
         await self._end(live, JobState.FAILED, error=WorkerDied(detail))
 
     async def cancel(self, live: LiveJob) -> None:
         """Ends a job at once; its worker stops within a step, or is killed and replaced."""
+        self._leave_off(live)
+        await self._end(live, JobState.CANCELED)
+
+    def _leave_off(self, live: LiveJob) -> None:
         live.wanted = False
-        if live in self.queue:
-            self.queue.remove(live)
+        self.queue.remove(live)
         if live.worker is not None:
             live.worker.cancel(live.job.id)
-        await self._end(live, JobState.CANCELED)
 
     async def drain(self, seconds: float) -> None:
         """Starts no more jobs and waits for the running ones to be kept, so long at most."""
         self.stopping = True
+        for live in self.queue:
+            if live.worker is not None:  # it was to be next
+                live.worker.cancel(live.job.id)
+                live.worker = None
         if self._runs:
             log.info("draining", extra={"jobs": len(self._runs), "seconds": seconds})
             await asyncio.wait(self._runs, timeout=seconds)
@@ -111,18 +141,28 @@ class Dispatcher:
                 await self._ledger.save(live.job)
 
     def pump(self) -> None:
-        """Gives every free device its next job. A load that waits for room goes first: it would
-        wait for ever behind a worker that is never idle."""
+        """Gives every free device its next job, and the worker of a busy one the job after that,
+        so that it need not ask. A load that waits for room goes first: it would wait for ever
+        behind a worker that is never idle."""
         if self.stopping or self._pool.crowded:
             return
-        for live in self.order():
-            device = self._place(live.job)
+        served: set[str] = set()
+        for live in self.queue.heads():
+            ahead = live.next_on
+            device = ahead or self._place(live.job)
+            if device in served:
+                continue
+            served.add(device)
             if device not in self.running:
                 self.queue.remove(live)
                 self.running[device] = live
                 run = self._spawn(self._run(live, device))
                 self._runs.add(run)
                 run.add_done_callback(self._runs.discard)
+            elif not ahead and live.recorded.is_set():
+                worker = self.running[device].worker
+                if worker is not None and worker is self._pool.ready(live.job.model, device):
+                    self._hand_over(live, worker)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Starts work that ends with the dispatcher at the latest."""
@@ -131,19 +171,13 @@ class Dispatcher:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def order(self) -> list[LiveJob]:
-        """Jobs of a loaded model first, as long as nobody starves."""
-        if self.queue and time.time() - self.queue[0].job.created > self._rules.starvation:
-            return list(self.queue)
-        return sorted(self.queue, key=lambda live: self._pool.warm(live.job.model) is None)
-
     async def _run(self, live: LiveJob, device: str) -> None:
         """One attempt. The device is given on as soon as the pictures are drawn: encoding and
         keeping them goes on beside the next job."""
         request_id.set(live.request_id)
         began = time.monotonic()
         try:
-            task, drawn, load_ms = await self._draw(live, device)
+            drawing = await self._draw(live, device)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job ends and the queue goes on
             await self._failed(live, error)
             return
@@ -151,25 +185,41 @@ class Dispatcher:
             live.worker = None
             del self.running[device]
             self.pump()
-        if isinstance(drawn, Stopped):
+        if drawing is None:
             return
+        task, drawn, load_ms = drawing
         self.seconds_per_job += 0.2 * (time.monotonic() - began - self.seconds_per_job)
         try:
-            await self._keep(live, drawn, await task.encoded, load_ms)
+            encoded = await task.encoded
+            record = record_of(live.job, drawn, encoded, load_ms=load_ms)
+            files = files_of(live.job, encoded)
+            await self._end(live, JobState.SUCCEEDED, files=files, **record)
         except Exception as error:  # noqa: BLE001 - as above
             await self._failed(live, error)
 
-    async def _draw(self, live: LiveJob, device: str) -> tuple[Task, Drawn | Stopped, float]:
-        def on_step(told: Stepped | Counted) -> None:
-            if live.wanted and isinstance(told, Stepped):
-                live.step(told.step, told.steps, told.preview)
-            elif live.wanted:
-                live.count(told.step, told.steps)
-
-        canceled = Task(on_step), Stopped(job=live.job.id), 0.0
+    async def _draw(self, live: LiveJob, device: str) -> tuple[Task, Drawn, float] | None:
+        """None when the job was canceled meanwhile."""
+        if live.job.recipe.init_image is not None:
+            await live.recorded.wait()  # it lies where the worker will look for it
         if not live.wanted:
-            return canceled
-        job = live.change(
+            return None
+        self._begin(live, device)
+        began = time.monotonic()
+        worker, task = live.worker, live.task
+        if worker is None or task is None or worker.dead.is_set():
+            worker = await self._worker_for(live, device)
+            if worker is None:
+                return None
+            task = self._hand_over(live, worker)
+        load_ms = (time.monotonic() - began) * 1000
+        self.pump()  # it can have the next one, too
+        drawn = await self._until_free(live, worker, task)
+        return (task, drawn, load_ms) if drawn is not None else None
+
+    def _begin(self, live: LiveJob, device: str) -> None:
+        if live.job.state is JobState.RUNNING:
+            return
+        live.change(
             state=JobState.RUNNING,
             device=device,
             started=time.time(),
@@ -179,23 +229,37 @@ class Dispatcher:
         # service down twice is not run for ever.
         self._spawn(self._record(live))
         live.publish("state")
-        began = time.monotonic()
+
+    async def _worker_for(self, live: LiveJob, device: str) -> Worker | None:
+        """The loaded worker for a job, or None when the job was canceled meanwhile: it lets go of
+        the device, and the load goes on for the next job of the model."""
         # Again where the worker has died between its load and now.
-        while (worker := self._pool.ready(job.model, device)) is None:
-            # A canceled job lets go of the device; the load goes on for the next job of the model.
-            loading = self._spawn(self._load(job, device))
+        while (worker := self._pool.ready(live.job.model, device)) is None:
+            loading = self._spawn(self._load(live.job, device))
             loading.add_done_callback(_heard)
             ended = self._spawn(live.ended.wait())
             await asyncio.wait([loading, ended], return_when=FIRST_COMPLETED)
             if not live.wanted:
                 loading.add_done_callback(self._not_needed)
-                return canceled
+                return None
             await loading
-        load_ms = (time.monotonic() - began) * 1000
+        return worker
+
+    def _hand_over(self, live: LiveJob, worker: Worker) -> Task:
+        def on_step(told: Stepped | Counted) -> None:
+            if not live.wanted or live.worker is not worker:
+                return
+            self._begin(live, worker.device)  # the step may be heard before the last job's end
+            if isinstance(told, Stepped):
+                live.step(told.step, told.steps, told.preview)
+            else:
+                live.count(told.step, told.steps)
+
+        job = live.job
         folder = self._ledger.folder(job.id)
-        task = worker.run(job.id, job.recipe, folder, on_step, watched=live.watched)
+        live.task = worker.run(job.id, job.recipe, folder, on_step, watched=live.watched)
         live.worker = worker
-        return task, await self._until_free(live, worker, task), load_ms
+        return live.task
 
     def _not_needed(self, loading: asyncio.Task[Worker]) -> None:
         if not loading.cancelled() and loading.exception() is None:
@@ -205,7 +269,7 @@ class Dispatcher:
         if not live.ending:  # else this record would come after the last one
             await self._ledger.save(live.job)
 
-    async def _until_free(self, live: LiveJob, worker: Worker, task: Task) -> Drawn | Stopped:
+    async def _until_free(self, live: LiveJob, worker: Worker, task: Task) -> Drawn | None:
         """Waits for the pipeline; a canceled job that does not stop in time costs its worker."""
         while not (await asyncio.wait([task.drawn], timeout=PATIENCE))[0]:
             finished = live.job.finished
@@ -213,40 +277,7 @@ class Dispatcher:
                 log.error("worker did not stop", extra={"job": live.job.id, "pid": worker.pid})
                 worker.kill()
         drawn = await task.drawn
-        return drawn if live.wanted else Stopped(job=live.job.id)
-
-    async def _keep(self, live: LiveJob, drawn: Drawn, encoded: Encoded, load_ms: float) -> None:
-        job, recipe = live.job, live.job.recipe
-        files = {f"{n}.{recipe.format}": data for n, data in enumerate(encoded.pictures)}
-        images = tuple(
-            ImageFile(
-                name=name,
-                width=encoded.size[0],
-                height=encoded.size[1],
-                bytes=len(data),
-                media_type=image.MEDIA_TYPES[recipe.format],
-                seed=recipe.image_seed(n),
-                etag=hashlib.sha256(data).hexdigest()[:32],
-            )
-            for n, (name, data) in enumerate(files.items())
-        )
-        timings = {
-            "queue": ((job.started or job.created) - job.created) * 1000,
-            "load": load_ms,
-            **drawn.timings_ms,
-            "encode": encoded.milliseconds,
-            "total": (time.time() - job.created) * 1000,
-        }
-        steps = job.progress.steps
-        await self._end(
-            live,
-            JobState.SUCCEEDED,
-            files=files,
-            images=images,
-            timings_ms={name: round(value, 2) for name, value in timings.items()},
-            warnings=(*job.warnings, *drawn.warnings),
-            progress=Progress(step=steps, steps=steps, eta_seconds=0.0),
-        )
+        return drawn if isinstance(drawn, Drawn) and live.wanted else None
 
     async def _failed(self, live: LiveJob, error: Exception) -> None:
         """A worker's death costs one retry; anything else is the job's end."""
@@ -265,7 +296,7 @@ class Dispatcher:
             log.warning("trying again", extra={"job": live.job.id, "detail": error.detail})
             live.restart()
             self._spawn(self._record(live))
-            self.queue.insert(0, live)
+            self.queue.add(live, first=True)
             live.publish("state")
             self.pump()
 
@@ -279,6 +310,7 @@ class Dispatcher:
         **values: Any,
     ) -> None:
         """The one way a job ends: recorded first, then told."""
+        await live.recorded.wait()
         if live.ending or (state is not JobState.CANCELED and not live.wanted):
             await live.ended.wait()  # the first end counts; it may be on its way to the disk
             return

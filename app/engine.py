@@ -63,7 +63,6 @@ class Engine:
             self._jobs.cancel if settings.cancel_on_disconnect else None,
             window=settings.retry_window,
         )
-        self._admitting: list[str] = []  # the faces of jobs on their way to the disk
         self._chores: list[asyncio.Task[None]] = []
 
     # Life
@@ -146,29 +145,25 @@ class Engine:
             warnings=tuple(warnings),
         )
         self._check_room(face, alone)
-        self._admitting.append(face)
+        live = LiveJob(job, ask=ask, watched=watched)
         try:
-            await self._ledger.add(job, files, idempotency_key, digest)
+            await self._jobs.admit(live, files, key=idempotency_key, digest=digest)
         except KeyError:
             # Two requests with one key at once: the other one was first.
             known = await self.known(owner, idempotency_key or "", digest)
             if known is None:
                 raise StorageFailed("The job could not be recorded.") from None
             return known
-        finally:
-            self._admitting.remove(face)
-        self._jobs.enqueue(job, ask, watched=watched)
-        return job
+        return live.job
 
     def _check_room(self, face: str, alone: bool) -> None:
-        waiting = len(self._jobs.queue) + len(self._admitting)
+        waiting = len(self._jobs.queue)
         if waiting >= self.settings.queue_limit:
             raise QueueFull(
                 f"{waiting} jobs are waiting, which is the limit (QUEUE_LIMIT); try again later.",
                 retry_after=max(1, round(self._jobs.seconds_per_job * waiting / 2)),
             )
-        active = (live.job.face for live in self._jobs.live.values())
-        if alone and (face in self._admitting or face in active):
+        if alone and any(live.job.face == face for live in self._jobs.live.values()):
             raise Busy("One run at a time: the last one has not ended.")
 
     async def job(self, job_id: str) -> Job:
@@ -189,7 +184,7 @@ class Engine:
 
     def queue_position(self, job_id: str) -> int | None:
         """0 for the job that is next, None for one that does not wait."""
-        waiting = (n for n, live in enumerate(self._jobs.order()) if live.job.id == job_id)
+        waiting = (n for n, live in enumerate(self._jobs.queue.order()) if live.job.id == job_id)
         return next(waiting, None)
 
     def live(self, job_id: str) -> LiveJob | None:

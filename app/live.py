@@ -8,26 +8,34 @@ from typing import Any
 
 from app.job import Job, JobEvent, JobState, Progress
 from app.logs import request_id
-from app.worker import Worker
+from app.worker import Task, Worker
 
 
 class LiveJob:
     """Kept by the engine from acceptance to the end; whoever follows it may keep it longer."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, *, ask: str = "", watched: bool = False) -> None:
         self.job = job
         self.events: list[JobEvent] = []
+        self.recorded = asyncio.Event()  # it may be drawn before, but does not end before
         self.ended = asyncio.Event()
         self.wanted = True  # False once it is canceled
         self.ending = False  # True once its end is on the way to the disk
         self.pictures: list[bytes] = []  # when it has succeeded, for those who waited
         self.audience = 0  # callers that wait for it
-        self.ask = ""  # what was asked, where a repeated request shall find the job again
+        self.ask = ask  # what was asked, where a repeated request shall find the job again
         self.request_id = request_id.get()  # of the request that handed it in
-        self.worker: Worker | None = None  # while it runs
-        self.watched = False  # True once somebody looks: every step is told then, with a preview
+        self.worker: Worker | None = None  # while it runs, or is the next that its worker runs
+        self.task: Task | None = None  # what it is to its worker
+        self.watched = watched  # True once somebody looks: every step is told then, with a preview
         self._changed = asyncio.Event()
         self._first_step: tuple[float, int] | None = None
+
+    @property
+    def next_on(self) -> str | None:
+        """For a queued job: the device whose worker has it already."""
+        worker = self.worker
+        return worker.device if worker is not None and not worker.dead.is_set() else None
 
     def change(self, **values: Any) -> Job:
         self.job = replace(self.job, **values)

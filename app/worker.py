@@ -95,7 +95,6 @@ class Worker:
         self.options = options
         self.load_ms = 0.0
         self.last_used = time.monotonic()
-        self.busy = False
         self.reserved = False  # for whoever had it loaded, until its job begins
         self.on_idle: Callable[[], None] = lambda: None
         self.dead = asyncio.Event()
@@ -177,13 +176,13 @@ class Worker:
         *,
         watched: bool = False,
     ) -> Task:
-        """Hands a job to the process; the worker is busy until the task's `drawn` is done."""
+        """Hands a job to the process, which draws one after the other; the worker is busy until the
+        task's `drawn` is done."""
         task = Task(on_step)
         if self.dead.is_set():
             task.fail(WorkerDied("The worker process has ended."))
             return task
         self._tasks[job] = task
-        self.busy = True
         self.reserved = False
         self._heard = time.monotonic()
         self._writer.write(pack(Run(job=job, recipe=recipe, folder=folder, watched=watched)))
@@ -221,6 +220,11 @@ class Worker:
             return self.model.memory
 
     @property
+    def busy(self) -> bool:
+        """Whether it draws."""
+        return any(not task.drawn.done() for task in self._tasks.values())
+
+    @property
     def idle(self) -> bool:
         """Whether nothing is lost with it: no job is drawn, none that was drawn is being encoded,
         and none is about to begin."""
@@ -231,7 +235,6 @@ class Worker:
         return bool(self._tasks) and time.monotonic() - self._heard > self.options.stall_timeout
 
     def _freed(self, _: Any) -> None:
-        self.busy = False
         self.last_used = time.monotonic()
 
     async def _listen(self) -> None:

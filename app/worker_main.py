@@ -22,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 import numpy as np
 from PIL import Image
@@ -73,17 +74,17 @@ class Channel:
         return self._incoming.get()
 
     def _receive(self) -> None:
-        attempt: Attempt | None = None
+        attempts = WeakValueDictionary[str, Attempt]()  # those that wait or are drawn
         try:
             while len(head := self._file.read(LENGTH.size)) == LENGTH.size:
                 message = pickle.loads(self._file.read(LENGTH.unpack(head)[0]))
                 match message:
                     case Run():
-                        attempt = Attempt(message, self.send)
+                        attempt = attempts[message.job] = Attempt(message, self.send)
                         self._incoming.put(attempt)
-                    case Cancel() if attempt and attempt.run.job == message.job:
+                    case Cancel() if attempt := attempts.get(message.job):
                         attempt.canceled = True
-                    case Watch() if attempt and attempt.run.job == message.job:
+                    case Watch() if attempt := attempts.get(message.job):
                         attempt.watch()
                     case Load():
                         self._incoming.put(message)
@@ -113,7 +114,7 @@ class Attempt:
             self._unseen.append((step, steps, preview))
             if self._watched:
                 self._tell()
-            elif step == steps or time.monotonic() - self._told >= UNWATCHED:
+            elif time.monotonic() - self._told >= UNWATCHED:
                 self._told = time.monotonic()
                 self._send(Counted(job=self.run.job, step=step, steps=steps))
 

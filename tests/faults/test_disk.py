@@ -50,9 +50,12 @@ def test_a_new_job_needs_free_disk_and_says_how_much(start, doubles):
     for words in ("MIN_FREE_DISK", "are free", "needed"):
         assert words in answer.json()["detail"]
     assert service.client.get("/jobs").json() == {"jobs": [], "next": None}
-    assert list((service.folder / "data" / "jobs").iterdir()) == []
     answer = service.client.post("/pipeline/run", json={"prompt": "well"})
     assert (answer.status_code, answer.json()["status"]) == (507, "error")
+    # Drawing begins before the record is made, but nothing comes of it.
+    service.stop()
+    assert list((service.folder / "data" / "jobs").iterdir()) == []
+    assert "job ended" not in [line["event"] for line in service.log_lines()]
 
 
 def test_a_disk_that_fills_up_refuses_jobs_until_there_is_room(start, doubles, tmp_path, mounted):

@@ -125,6 +125,23 @@ def test_sigterm_lets_the_running_job_finish_and_takes_no_new_ones(start, double
     assert service.ended(waiting)["state"] == "succeeded"
 
 
+def test_sigterm_takes_the_next_job_back_from_the_worker_that_has_it_already(start, doubles):
+    service = start(MODEL="brittle", MODELS_PATH=doubles, GRACE="60").ready()
+    service.running(first := service.submit("slow", steps=50))
+    service.running(longer := service.submit("slow", steps=150, model="elsewhere"))
+    following = service.submit("slow", steps=10)
+    events = service.events(following)
+    told = [next(events)]
+    service.process.terminate()
+    told += events
+    service.process.wait(60)
+    ended = [line["job"] for line in service.log_lines() if line["event"] == "job ended"]
+    assert ended == [first, longer]
+    assert [(event.kind, event.data["state"]) for event in told] == [("state", "queued")]
+    service.start()
+    assert service.ended(following)["state"] == "succeeded"
+
+
 def test_without_grace_the_running_job_goes_back_to_the_queue_as_often_as_need_be(breakable):
     """A stop in good order is not the job's fault, so it does not count as an attempt."""
     job = breakable.submit("slow", steps=60)

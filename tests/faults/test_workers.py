@@ -77,6 +77,18 @@ def test_a_worker_killed_twice_fails_its_job_with_the_reason(brittle):
     assert ended["images"] == []
 
 
+def test_the_next_job_does_not_pay_for_the_worker_that_had_it_already(brittle):
+    brittle.running(doomed := brittle.submit("hang"))
+    events = brittle.events(brittle.submit("well"))
+    queued = next(events)
+    first = kill_worker(brittle, doomed)
+    brittle.wait_for(lambda: brittle.workers() not in ([], [first]))
+    kill_worker(brittle, doomed)
+    assert brittle.ended(doomed)["state"] == "failed"
+    told = [event.data["state"] for event in (queued, *events) if event.kind in ("state", "done")]
+    assert told == ["queued", "running", "succeeded"]
+
+
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [("abort", "SIGABRT"), ("kill", "SIGKILL"), ("exit", "exit code 7")],
