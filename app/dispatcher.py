@@ -8,7 +8,7 @@ import logging
 import time
 from asyncio import FIRST_COMPLETED
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from app.errors import EaselError, WorkerDied
@@ -25,36 +25,27 @@ from app.worker import Task, Worker
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 2  # a job whose worker died is run once more
-PATIENCE = 1.0  # seconds between looks at a canceled job that should stop
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """Both in seconds: how long a job may be passed over, and how long a canceled one may take."""
-
-    starvation: float
-    cancel_timeout: float
 
 
 class Dispatcher:
-    """The queue, and what runs. `place` names the device a job runs on, `load` gives its worker."""
+    """The queue, and what runs. `place` names the device a job runs on, `load` gives its worker;
+    after `starvation` seconds no job is passed over."""
 
     def __init__(
         self,
         pool: Pool,
         ledger: Ledger,
-        rules: Rules,
         *,
+        starvation: float,
         place: Callable[[Job], str],
         load: Callable[[Job, str], Coroutine[Any, Any, Worker]],
     ) -> None:
         self._pool = pool
         self._ledger = ledger
-        self._rules = rules
         self._place = place
         self._load = load
         self.live: dict[str, LiveJob] = {}
-        self.queue = Queue(lambda name: pool.warm(name) is not None, starvation=rules.starvation)
+        self.queue = Queue(lambda name: pool.warm(name) is not None, starvation=starvation)
         self.running: dict[str, LiveJob] = {}  # by device
         self.seconds_per_job = 1.0  # a running mean
         self.stopping = False
@@ -114,23 +105,28 @@ class Dispatcher:
     def _leave_off(self, live: LiveJob) -> None:
         live.wanted = False
         self.queue.remove(live)
-        if live.worker is not None:
-            live.worker.cancel(live.job.id)
+        self._take_back(live)
+
+    def _take_back(self, live: LiveJob) -> None:
+        if live.handed:
+            live.handed[0].cancel(live.job.id)
+            live.handed = None
+
+    def _start_no_more(self) -> None:
+        self.stopping = True
+        for live in self.queue:
+            self._take_back(live)
 
     async def drain(self, seconds: float) -> None:
         """Starts no more jobs and waits for the running ones to be kept, so long at most."""
-        self.stopping = True
-        for live in self.queue:
-            if live.worker is not None:  # it was to be next
-                live.worker.cancel(live.job.id)
-                live.worker = None
+        self._start_no_more()
         if self._runs:
             log.info("draining", extra={"jobs": len(self._runs), "seconds": seconds})
             await asyncio.wait(self._runs, timeout=seconds)
 
     async def stop(self) -> None:
         """Leaves off; what has not ended is recorded as queued for the next start."""
-        self.stopping = True
+        self._start_no_more()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -142,15 +138,15 @@ class Dispatcher:
 
     def pump(self) -> None:
         """Gives every free device its next job, and the worker of a busy one the job after that,
-        so that it need not ask. A load that waits for room goes first: it would wait for ever
-        behind a worker that is never idle."""
-        if self.stopping or self._pool.crowded:
+        so that it need not ask. A load that waits for room goes before whatever no worker has yet:
+        it would wait for ever behind a worker that is never idle."""
+        if self.stopping:
             return
         served: set[str] = set()
         for live in self.queue.heads():
             ahead = live.next_on
             device = ahead or self._place(live.job)
-            if device in served:
+            if device in served or (self._pool.crowded and not ahead):
                 continue
             served.add(device)
             if device not in self.running:
@@ -160,9 +156,9 @@ class Dispatcher:
                 self._runs.add(run)
                 run.add_done_callback(self._runs.discard)
             elif not ahead and live.recorded.is_set():
-                worker = self.running[device].worker
-                if worker is not None and worker is self._pool.ready(live.job.model, device):
-                    self._hand_over(live, worker)
+                handed = self.running[device].handed
+                if handed and handed[0] is self._pool.ready(live.job.model, device):
+                    self._hand_over(live, handed[0])
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Starts work that ends with the dispatcher at the latest."""
@@ -176,45 +172,53 @@ class Dispatcher:
         keeping them goes on beside the next job."""
         request_id.set(live.request_id)
         began = time.monotonic()
+        drawing, error = None, None
         try:
             drawing = await self._draw(live, device)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the job ends and the queue goes on
-            await self._failed(live, error)
-            return
+        except Exception as broken:  # noqa: BLE001 - whatever it is, the job ends and the queue goes on
+            error = self._verdict(live, broken)
         finally:
-            live.worker = None
             del self.running[device]
             self.pump()
-        if drawing is None:
-            return
-        task, drawn, load_ms = drawing
-        self.seconds_per_job += 0.2 * (time.monotonic() - began - self.seconds_per_job)
-        try:
-            encoded = await task.encoded
-            record = record_of(live.job, drawn, encoded, load_ms=load_ms)
-            files = files_of(live.job, encoded)
-            await self._end(live, JobState.SUCCEEDED, files=files, **record)
-        except Exception as error:  # noqa: BLE001 - as above
-            await self._failed(live, error)
+        if drawing is not None:
+            self.seconds_per_job += 0.2 * (time.monotonic() - began - self.seconds_per_job)
+            task, drawn, load_ms = drawing
+            try:
+                encoded = await task.encoded
+                files = files_of(live.job, encoded)
+                record = record_of(live.job, drawn, encoded, files, load_ms=load_ms)
+                await self._end(live, JobState.SUCCEEDED, files=files, **record)
+            except Exception as broken:  # noqa: BLE001 - as above
+                error = self._verdict(live, broken)
+        if error is not None:
+            await self._end(live, JobState.FAILED, error=error)
 
     async def _draw(self, live: LiveJob, device: str) -> tuple[Task, Drawn, float] | None:
         """None when the job was canceled meanwhile."""
-        if live.job.recipe.init_image is not None:
-            await live.recorded.wait()  # it lies where the worker will look for it
+        warm = self._pool.ready(live.job.model, device) is not None
+        if live.job.recipe.init_image is not None or not warm:
+            # The picture lies where the worker will look for it; what is refused loads nothing.
+            await live.recorded.wait()
         if not live.wanted:
             return None
+        told = live.job.state is JobState.RUNNING  # its first step was heard already
         self._begin(live, device)
         began = time.monotonic()
-        worker, task = live.worker, live.task
-        if worker is None or task is None or worker.dead.is_set():
+        if live.handed and (told or live.next_on):
+            _, task = live.handed
+        else:
+            live.handed = None
             worker = await self._worker_for(live, device)
             if worker is None:
                 return None
             task = self._hand_over(live, worker)
         load_ms = (time.monotonic() - began) * 1000
         self.pump()  # it can have the next one, too
-        drawn = await self._until_free(live, worker, task)
-        return (task, drawn, load_ms) if drawn is not None else None
+        try:
+            drawn = await task.drawn
+        finally:
+            live.handed = None
+        return (task, drawn, load_ms) if isinstance(drawn, Drawn) and live.wanted else None
 
     def _begin(self, live: LiveJob, device: str) -> None:
         if live.job.state is JobState.RUNNING:
@@ -247,8 +251,8 @@ class Dispatcher:
 
     def _hand_over(self, live: LiveJob, worker: Worker) -> Task:
         def on_step(told: Stepped | Counted) -> None:
-            if not live.wanted or live.worker is not worker:
-                return
+            if not live.handed or live.handed[0] is not worker:
+                return  # it was taken back, or is tried again
             self._begin(live, worker.device)  # the step may be heard before the last job's end
             if isinstance(told, Stepped):
                 live.step(told.step, told.steps, told.preview)
@@ -257,9 +261,9 @@ class Dispatcher:
 
         job = live.job
         folder = self._ledger.folder(job.id)
-        live.task = worker.run(job.id, job.recipe, folder, on_step, watched=live.watched)
-        live.worker = worker
-        return live.task
+        task = worker.run(job.id, job.recipe, folder, on_step, watched=live.watched)
+        live.handed = worker, task
+        return task
 
     def _not_needed(self, loading: asyncio.Task[Worker]) -> None:
         if not loading.cancelled() and loading.exception() is None:
@@ -269,36 +273,24 @@ class Dispatcher:
         if not live.ending:  # else this record would come after the last one
             await self._ledger.save(live.job)
 
-    async def _until_free(self, live: LiveJob, worker: Worker, task: Task) -> Drawn | None:
-        """Waits for the pipeline; a canceled job that does not stop in time costs its worker."""
-        while not (await asyncio.wait([task.drawn], timeout=PATIENCE))[0]:
-            finished = live.job.finished
-            if finished is not None and time.time() - finished > self._rules.cancel_timeout:
-                log.error("worker did not stop", extra={"job": live.job.id, "pid": worker.pid})
-                worker.kill()
-        drawn = await task.drawn
-        return drawn if isinstance(drawn, Drawn) and live.wanted else None
-
-    async def _failed(self, live: LiveJob, error: Exception) -> None:
-        """A worker's death costs one retry; anything else is the job's end."""
+    def _verdict(self, live: LiveJob, error: Exception) -> EaselError | None:
+        """What ends the job after a failed attempt, if anything does: a worker's death costs one
+        retry."""
         if not isinstance(error, EaselError):
             log.error("job broke", extra={"job": live.job.id}, exc_info=error)
             error = EaselError("Something inside Easel broke; the log says more.")
-        if not live.wanted:
-            return
-        if not isinstance(error, WorkerDied):
-            await self._end(live, JobState.FAILED, error=error)
-        elif self.stopping:
-            return  # stop() puts it back into the queue
-        elif live.job.attempts >= ATTEMPTS:
-            await self._end(live, JobState.FAILED, error=error)
-        else:
-            log.warning("trying again", extra={"job": live.job.id, "detail": error.detail})
-            live.restart()
-            self._spawn(self._record(live))
-            self.queue.add(live, first=True)
-            live.publish("state")
-            self.pump()
+        died = isinstance(error, WorkerDied)
+        if not live.wanted or (died and self.stopping):  # stop() puts it back into the queue
+            return None
+        if not died or live.job.attempts >= ATTEMPTS:
+            return error
+        log.warning("trying again", extra={"job": live.job.id, "detail": error.detail})
+        live.restart()
+        self._spawn(self._record(live))
+        self.queue.add(live, first=True)
+        live.publish("state")
+        self.pump()
+        return None
 
     async def _end(
         self,

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from app.audience import Audience, ask_of
 from app.catalog import Catalog
 from app.device import Devices
-from app.dispatcher import Dispatcher, Rules
+from app.dispatcher import Dispatcher
 from app.errors import (
     Busy,
     InvalidRequest,
@@ -51,11 +51,10 @@ class Engine:
         self._ledger = Ledger(store)
         self._pool = Pool(WorkerOptions.of(settings), machine)
         self.serving = Serving(settings, catalog, self._pool, self.devices, self._pump)
-        rules = Rules(starvation=settings.starvation, cancel_timeout=settings.cancel_timeout)
         self._jobs = Dispatcher(
             self._pool,
             self._ledger,
-            rules,
+            starvation=settings.starvation,
             place=self.serving.place,
             load=self.serving.worker_for,
         )
@@ -287,7 +286,7 @@ class Engine:
         while True:
             await asyncio.sleep(HOUSEKEEPING)
             try:
-                self._pool.kill_stalled()
+                self._pool.kill_stuck()
                 if self.settings.idle_unload:
                     await self._pool.end_idle(self.settings.idle_unload)
                 await self._ledger.save_late()

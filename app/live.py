@@ -25,8 +25,7 @@ class LiveJob:
         self.audience = 0  # callers that wait for it
         self.ask = ask  # what was asked, where a repeated request shall find the job again
         self.request_id = request_id.get()  # of the request that handed it in
-        self.worker: Worker | None = None  # while it runs, or is the next that its worker runs
-        self.task: Task | None = None  # what it is to its worker
+        self.handed: tuple[Worker, Task] | None = None  # while it runs, or its worker has it next
         self.watched = watched  # True once somebody looks: every step is told then, with a preview
         self._changed = asyncio.Event()
         self._first_step: tuple[float, int] | None = None
@@ -34,7 +33,7 @@ class LiveJob:
     @property
     def next_on(self) -> str | None:
         """For a queued job: the device whose worker has it already."""
-        worker = self.worker
+        worker = self.handed[0] if self.handed else None
         return worker.device if worker is not None and not worker.dead.is_set() else None
 
     def change(self, **values: Any) -> Job:
@@ -77,8 +76,8 @@ class LiveJob:
     def watch(self) -> None:
         if not self.watched:
             self.watched = True
-            if self.worker is not None:
-                self.worker.watch(self.job.id)
+            if self.handed:
+                self.handed[0].watch(self.job.id)
 
     def preview(self) -> bytes | None:
         """The latest preview, if there is one yet; who asks once, asks again."""

@@ -97,12 +97,18 @@ class Pool:
         self._freed.set()
         self._freed = asyncio.Event()
 
-    def kill_stalled(self) -> None:
-        for worker in self._workers.values():
-            if _alive(worker) and worker.stalled():
-                log.error("worker stalled", extra={"model": worker.model.name, "pid": worker.pid})
+    def kill_stuck(self) -> None:
+        """Ends the workers that are at a job for ever, or at one that nobody wants any more."""
+        for worker in filter(_alive, self._workers.values()):
+            what = {"model": worker.model.name, "pid": worker.pid}
+            if worker.stalled():
+                log.error("worker stalled", extra=what)
                 seconds = self._options.stall_timeout
                 worker.kill(f"it gave no sign of life for {seconds:g} seconds (STALL_TIMEOUT)")
+            elif worker.deaf():
+                log.error("worker did not stop", extra=what)
+                seconds = self._options.cancel_timeout
+                worker.kill(f"it went on with a canceled job for {seconds:g} s (CANCEL_TIMEOUT)")
 
     async def end_idle(self, seconds: float) -> None:
         """Ends the workers that have not been used for so long; their memory goes back to the

@@ -32,10 +32,11 @@ class Queue:
         return self._in_order(self._waiting)
 
     def heads(self) -> list[LiveJob]:
-        """The next one of each model, in order; the queue may be long."""
-        heads: dict[str, LiveJob] = {}
+        """Those a worker has already, and the next one of each model, in order; the queue may be
+        long."""
+        heads: dict[tuple[str, str | None], LiveJob] = {}
         for live in self._waiting:
-            heads.setdefault(live.job.model, live)
+            heads.setdefault((live.job.model, live.next_on), live)
         return self._in_order(list(heads.values()))
 
     def _in_order(self, waiting: list[LiveJob]) -> list[LiveJob]:

@@ -14,7 +14,9 @@ def files_of(job: Job, encoded: Encoded) -> dict[str, bytes]:
     return {f"{n}.{job.recipe.format}": data for n, data in enumerate(encoded.pictures)}
 
 
-def record_of(job: Job, drawn: Drawn, encoded: Encoded, *, load_ms: float) -> dict[str, Any]:
+def record_of(
+    job: Job, drawn: Drawn, encoded: Encoded, files: dict[str, bytes], *, load_ms: float
+) -> dict[str, Any]:
     """What changes in the job's record; times in milliseconds."""
     recipe = job.recipe
     timings = {
@@ -36,7 +38,7 @@ def record_of(job: Job, drawn: Drawn, encoded: Encoded, *, load_ms: float) -> di
                 seed=recipe.image_seed(n),
                 etag=hashlib.sha256(data).hexdigest()[:32],
             )
-            for n, (name, data) in enumerate(files_of(job, encoded).items())
+            for n, (name, data) in enumerate(files.items())
         ),
         "timings_ms": {name: round(value, 2) for name, value in timings.items()},
         "warnings": (*job.warnings, *drawn.warnings),

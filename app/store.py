@@ -9,8 +9,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -78,10 +77,8 @@ class Store:
             event.listen(self._hasty, "connect", partial(_configure_sqlite, "NORMAL"))
         with _storage_errors():
             _metadata.create_all(self._database)
-        self._syncing = ThreadPoolExecutor(4, "sync")
 
     def close(self) -> None:
-        self._syncing.shutdown()
         self._hasty.dispose()
         self._database.dispose()
         self._lock.close()
@@ -197,37 +194,28 @@ class Store:
             return (self._folder / job_id / name).read_bytes()
 
     def _write(self, job_id: str, files: Mapping[str, bytes]) -> None:
-        """Files that are there whole or not at all, also after a power cut.
-
-        The disk is asked for all of them at once: each answer takes as long.
-        """
+        """Files that are there whole or not at all, also after a power cut. Their folder is made
+        for a new job already, so that its pictures do not wait for that."""
+        folder = self._folder / job_id
+        with suppress(FileExistsError):
+            folder.mkdir()
+            sync(self._folder)
         if not files:
             return
-        folder = self._folder / job_id
-        folder.mkdir(exist_ok=True)
         parts = {name: folder / f".{name}.part" for name in files}
         try:
             for name, part in parts.items():
                 part.write_bytes(files[name])
-            self._sync(self._folder, *parts.values())
+            for part in parts.values():
+                sync(part)
             for name, part in parts.items():
                 part.rename(folder / name)
-            self._sync(folder)
+            sync(folder)
         except OSError:
             for name, part in parts.items():
                 part.unlink(missing_ok=True)
                 (folder / name).unlink(missing_ok=True)
             raise
-
-    def _sync(self, *paths: Path) -> None:
-        *others, last = paths
-        done = [self._syncing.submit(sync, path) for path in others]
-        try:
-            sync(last)
-        finally:
-            wait(done)
-        for each in done:
-            each.result()
 
 
 def _locked(path: Path) -> IO[bytes]:

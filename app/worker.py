@@ -55,6 +55,7 @@ class WorkerOptions:
     threads: int
     load_timeout: float
     stall_timeout: float
+    cancel_timeout: float
 
     @classmethod
     def of(cls, settings: Settings) -> "WorkerOptions":
@@ -63,6 +64,7 @@ class WorkerOptions:
             threads=settings.threads,
             load_timeout=settings.load_timeout,
             stall_timeout=settings.stall_timeout,
+            cancel_timeout=settings.cancel_timeout,
         )
 
 
@@ -78,6 +80,7 @@ class Task:
         self.drawn: asyncio.Future[Drawn | Stopped] = loop.create_future()
         self.encoded: asyncio.Future[Encoded] = loop.create_future()
         self.on_step = on_step
+        self.canceled: float | None = None  # when it was told so
 
     def fail(self, error: EaselError) -> None:
         for future in (self.drawn, self.encoded):
@@ -99,7 +102,7 @@ class Worker:
         self.on_idle: Callable[[], None] = lambda: None
         self.dead = asyncio.Event()
         self._tasks: dict[str, Task] = {}
-        self._heard = time.monotonic()
+        self._began = self._heard = time.monotonic()  # its present job; its last sign of life
         self._stderr: collections.deque[str] = collections.deque(maxlen=8)
         self._listeners: list[asyncio.Task[None]] = []
         self._verdict: str | None = None  # why it was killed from here
@@ -182,9 +185,10 @@ class Worker:
         if self.dead.is_set():
             task.fail(WorkerDied("The worker process has ended."))
             return task
+        if not self.busy:
+            self._began = self._heard = time.monotonic()
         self._tasks[job] = task
         self.reserved = False
-        self._heard = time.monotonic()
         self._writer.write(pack(Run(job=job, recipe=recipe, folder=folder, watched=watched)))
         task.drawn.add_done_callback(self._freed)
         return task
@@ -192,6 +196,8 @@ class Worker:
     def cancel(self, job: str) -> None:
         if not self.dead.is_set():
             self._writer.write(pack(Cancel(job=job)))
+        if task := self._tasks.get(job):
+            task.canceled = time.monotonic()
 
     def watch(self, job: str) -> None:
         if not self.dead.is_set():
@@ -221,8 +227,12 @@ class Worker:
 
     @property
     def busy(self) -> bool:
-        """Whether it draws."""
-        return any(not task.drawn.done() for task in self._tasks.values())
+        return self._present is not None
+
+    @property
+    def _present(self) -> Task | None:
+        """What it draws: the first that it was given and has not drawn yet."""
+        return next((task for task in self._tasks.values() if not task.drawn.done()), None)
 
     @property
     def idle(self) -> bool:
@@ -234,8 +244,16 @@ class Worker:
         """Whether it has been at a job without a sign of life for too long."""
         return bool(self._tasks) and time.monotonic() - self._heard > self.options.stall_timeout
 
+    def deaf(self) -> bool:
+        """Whether it goes on with a canceled job for too long."""
+        task = self._present
+        if task is None or task.canceled is None:
+            return False
+        since = max(task.canceled, self._began)
+        return time.monotonic() - since > self.options.cancel_timeout
+
     def _freed(self, _: Any) -> None:
-        self.last_used = time.monotonic()
+        self._began = self.last_used = time.monotonic()
 
     async def _listen(self) -> None:
         while (message := await self._receive()) is not None:

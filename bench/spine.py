@@ -99,9 +99,9 @@ def overhead(service: Service, direct: Callable[[int], None], pairs: int) -> Non
 
 
 def throughput(service: Service, direct: Callable[[int], None], jobs: int) -> None:
-    """Jobs in queues of forty against as many direct calls, in turn. Short ones would measure
+    """Jobs in queues of twenty against as many direct calls, in turn. Short ones would measure
     their ends: the last picture's encoding and record have no next one to go on beside."""
-    block = 40
+    block = 20
     ratios: list[float] = []
     total = [0.0, 0.0]
     for n in range(jobs // block):

@@ -119,12 +119,21 @@ def test_the_serving_pipeline_goes_on_while_another_loads(start, families):
     assert service.generate()["model"] == "second"
 
 
-def test_a_load_waits_for_the_running_job_where_there_is_room_for_one(start, families):
+def test_a_load_waits_for_what_the_worker_has_where_there_is_room_for_one(start, families):
+    """The running job and the next one, which the worker has already; not for the one behind."""
     service = start(MODELS_PATH=families, MODEL="first", MEMORY_BUDGET=str(MEMORY + 50)).ready()
     jobs = [service.submit(steps=50, seed=n) for n in range(3)]
+    events = service.events(jobs[1])
+    told = [next(events)]
     service.wait_for(lambda: service.job(jobs[0])["progress"]["step"] > 0)
     assert service.client.post("/models/second/load").status_code == 200
     assert {service.ended(job)["state"] for job in jobs} == {"succeeded"}
+    steps = [event.data["step"] for event in (*told, *events) if event.kind == "progress"]
+    assert steps == list(range(1, 51))
+    lines = service.log_lines()
+    ends = [line for line in lines if line["event"] in ("loaded", "job ended")]
+    order = [line.get("job") or line["model"] for line in ends]
+    assert order == ["first", *jobs[:2], "second", "first", jobs[2]]
 
 
 def test_an_idle_pipeline_is_unloaded_and_the_next_job_loads_it_again(start):

@@ -52,10 +52,14 @@ def test_a_new_job_needs_free_disk_and_says_how_much(start, doubles):
     assert service.client.get("/jobs").json() == {"jobs": [], "next": None}
     answer = service.client.post("/pipeline/run", json={"prompt": "well"})
     assert (answer.status_code, answer.json()["status"]) == (507, "error")
-    # Drawing begins before the record is made, but nothing comes of it.
+    other = service.client.post("/jobs", json={"prompt": "well", "model": "other"})
+    assert other.status_code == 507
+    # Drawing begins before the record is made, but nothing comes of it, not even a load.
     service.stop()
     assert list((service.folder / "data" / "jobs").iterdir()) == []
-    assert "job ended" not in [line["event"] for line in service.log_lines()]
+    lines = service.log_lines()
+    assert "job ended" not in [line["event"] for line in lines]
+    assert [line["model"] for line in lines if line["event"] == "loading"] == ["brittle"]
 
 
 def test_a_disk_that_fills_up_refuses_jobs_until_there_is_room(start, doubles, tmp_path, mounted):

@@ -160,6 +160,18 @@ def test_a_worker_that_hangs_is_killed_and_its_job_told_why(start, doubles):
     assert service.generate("slow", steps=150)["state"] == "succeeded"
 
 
+def test_jobs_that_come_and_go_behind_it_are_no_sign_of_life_of_one_that_hangs(start, doubles):
+    service = start(MODEL="brittle", MODELS_PATH=doubles, STALL_TIMEOUT="2").ready()
+    job = service.submit("hang")
+
+    def ended() -> bool:
+        service.client.delete(f"/jobs/{service.submit('well')}")
+        return service.job(job)["state"] == "failed"
+
+    service.wait_for(ended)
+    assert service.job(job)["error"]["code"] == "worker_died"
+
+
 def test_the_bundled_models_worker_can_be_killed_in_mid_job(service):
     reference = service.generate(seed=6, steps=30)
     job = service.submit(seed=6, steps=30)
