@@ -61,12 +61,16 @@ class Dispatcher:
         """
         self._enqueue(live)
         try:
-            await self._ledger.add(live.job, pictures, key, digest)
+            await asyncio.sleep(0)  # what can begin at once is recorded as running, in one record
+            noted = live.job
+            await self._ledger.add(noted, pictures, key, digest)
         except BaseException:
             self._forget(live)
             raise
         finally:
             live.recorded.set()
+        if live.job.attempts != noted.attempts:
+            self._spawn(self._record(live))
         self.pump()
 
     def _enqueue(self, live: LiveJob) -> None:
@@ -270,7 +274,8 @@ class Dispatcher:
             self._pool.give_up(loading.result())
 
     async def _record(self, live: LiveJob) -> None:
-        if not live.ending:  # else this record would come after the last one
+        # Not before the first record, which knows it then; not after the last one.
+        if live.recorded.is_set() and not live.ending:
             await self._ledger.save(live.job)
 
     def _verdict(self, live: LiveJob, error: Exception) -> EaselError | None:
