@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what is missing, then does what it is asked for. Needs bash and Python 3.11 or newer.
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "$0")"
 
 usage() {
@@ -57,7 +58,10 @@ case ${1:-serve} in
     ;;
   serve | generate | models | devices | install)
     setup runtime
-    exec "$venv/bin/python" -m app "${@:-serve}"
+    python=$(cd "$venv/bin" && pwd)/python
+    export PYTHONPATH=$PWD DATA_DIR=${DATA_DIR:-${OUTPUT_DIR:-$PWD/data}}
+    cd "$caller" # a file or folder means what it meant to the caller
+    exec "$python" -P -m app "${@:-serve}"
     ;;
   *)
     say "./run.sh: there is no '$1' here."

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -159,3 +160,15 @@ def test_a_wrong_command_or_option_is_explained():
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         assert "Usage" in done.stderr
+
+
+def test_run_sh_means_the_callers_folder_wherever_it_is_called_from(tmp_path):
+    if not Path(sys.prefix, ".installed-runtime").exists():
+        pytest.skip("the environment was not made by run.sh, which would make it again")
+    (tmp_path / "app.py").write_text("raise SystemExit('not this one')")
+    command = [str(HOME / "run.sh"), "generate", PROMPT, "--steps", "2", "-o", "circle.png"]
+    environment = {**clean_environment(), "VENV": sys.prefix, "DATA_DIR": "kept"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "circle.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["app.py", "circle.png", "kept"]
