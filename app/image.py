@@ -185,7 +185,7 @@ def _png(image: Image.Image, text: str) -> bytes:
     """An RGB picture as PNG (ISO/IEC 15948) with one filter, "up", for all rows.
 
     Pillow's writer tries every filter on every row: twice the time, with the interpreter's lock
-    held, so that the next picture waits, for files 4 % smaller (docs/performance.md).
+    held, so that the next picture waits, for files 4 % smaller (docs/decisions/2026-11-20-png.md).
     """
     width, height = image.size
     above = Image.new("RGB", image.size)
