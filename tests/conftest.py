@@ -1,5 +1,6 @@
 """A running service for tests: the real command, its own folder, a port of its own."""
 
+import itertools
 import json
 import os
 import signal
@@ -137,6 +138,11 @@ class Service:
                 elif "data" in fields:
                     yield Event(int(fields["id"]), fields["event"], json.loads(fields["data"]))
                     fields = {}
+
+    def follow(self, job_id: str) -> Iterator["Event"]:
+        """The job's events, followed from now on though they may be read later."""
+        events = self.events(job_id)
+        return itertools.chain([next(events)], events)
 
     def workers(self) -> list[int]:
         """The process ids of the service's workers."""

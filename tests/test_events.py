@@ -28,10 +28,9 @@ def _followed_from_the_start(service, **keys):
     """The events of a job that is followed before it begins, and the job."""
     blocker = service.submit(steps=150)
     job = service.submit(**keys)
-    stream = service.events(job)
-    first = next(stream)
+    stream = service.follow(job)
     service.client.delete(f"/jobs/{blocker}")
-    return itertools.chain([first], stream), job
+    return stream, job
 
 
 def test_previews_are_small_pictures_that_become_the_result(service):

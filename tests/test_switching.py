@@ -123,12 +123,11 @@ def test_a_load_waits_for_what_the_worker_has_where_there_is_room_for_one(start,
     """The running job and the next one, which the worker has already; not for the one behind."""
     service = start(MODELS_PATH=families, MODEL="first", MEMORY_BUDGET=str(MEMORY + 50)).ready()
     jobs = [service.submit(steps=50, seed=n) for n in range(3)]
-    events = service.events(jobs[1])
-    told = [next(events)]
+    events = service.follow(jobs[1])
     service.wait_for(lambda: service.job(jobs[0])["progress"]["step"] > 0)
     assert service.client.post("/models/second/load").status_code == 200
     assert {service.ended(job)["state"] for job in jobs} == {"succeeded"}
-    steps = [event.data["step"] for event in (*told, *events) if event.kind == "progress"]
+    steps = [event.data["step"] for event in events if event.kind == "progress"]
     assert steps == list(range(1, 51))
     lines = service.log_lines()
     ends = [line for line in lines if line["event"] in ("loaded", "job ended")]

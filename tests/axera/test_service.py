@@ -84,11 +84,10 @@ def test_a_picture_becomes_another(axera: Service) -> None:
 
 def test_steps_are_told_with_previews(axera: Service) -> None:
     blockers = [axera.submit(images=4) for _ in range(4)]
-    stream = axera.events(axera.submit(seed=3))
-    told = [next(stream)]  # followed before it begins
+    events = axera.follow(axera.submit(seed=3))
     for blocker in blockers:
         axera.client.delete(f"/jobs/{blocker}")
-    kinds = [event.kind for event in (*told, *stream)]
+    kinds = [event.kind for event in events]
     assert kinds == ["state", "state", *["progress", "preview"] * 4, "done"]
 
 

@@ -130,10 +130,9 @@ def test_sigterm_takes_the_next_job_back_from_the_worker_that_has_it_already(sta
     service.running(first := service.submit("slow", steps=50))
     service.running(longer := service.submit("slow", steps=150, model="elsewhere"))
     following = service.submit("slow", steps=10)
-    events = service.events(following)
-    told = [next(events)]
+    events = service.follow(following)
     service.process.terminate()
-    told += events
+    told = list(events)
     service.process.wait(60)
     ended = [line["job"] for line in service.log_lines() if line["event"] == "job ended"]
     assert ended == [first, longer]

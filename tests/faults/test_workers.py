@@ -39,10 +39,9 @@ def test_a_preview_that_fails_costs_no_picture(brittle):
     assert brittle.generate("blind", steps=3)["state"] == "succeeded"
     assert not complaints()  # nobody looked, so none was made
     blocker = brittle.submit("slow", steps=500)
-    events = brittle.events(brittle.submit("blind", steps=3))
-    first = next(events)
+    events = brittle.follow(brittle.submit("blind", steps=3))
     brittle.client.delete(f"/jobs/{blocker}")
-    kinds = [event.kind for event in (first, *events)]
+    kinds = [event.kind for event in events]
     assert kinds == ["state", "state", *["progress"] * 3, "done"]
     assert len(complaints()) == 3
 
@@ -79,13 +78,12 @@ def test_a_worker_killed_twice_fails_its_job_with_the_reason(brittle):
 
 def test_the_next_job_does_not_pay_for_the_worker_that_had_it_already(brittle):
     brittle.running(doomed := brittle.submit("hang"))
-    events = brittle.events(brittle.submit("well"))
-    queued = next(events)
+    events = brittle.follow(brittle.submit("well"))
     first = kill_worker(brittle, doomed)
     brittle.wait_for(lambda: brittle.workers() not in ([], [first]))
     kill_worker(brittle, doomed)
     assert brittle.ended(doomed)["state"] == "failed"
-    told = [event.data["state"] for event in (queued, *events) if event.kind in ("state", "done")]
+    told = [event.data["state"] for event in events if event.kind in ("state", "done")]
     assert told == ["queued", "running", "succeeded"]
 
 
