@@ -50,7 +50,7 @@ from app.pipeline import Adapter, Canceled, Inputs, LoadOptions, Pipeline, Pixel
 from app.request import Recipe
 
 NICENESS = 5  # below the service, so that a health check never waits for a denoising step
-UNWATCHED = 0.1  # seconds between two reports while nobody looks: each takes from the drawing
+UNWATCHED = 0.25  # seconds between two reports while nobody looks: each takes from the drawing
 UNSEEN = 64  # steps whose previews somebody who comes late still gets
 
 
