@@ -8,8 +8,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from app.catalog import Catalog, CatalogError
 from app.errors import EaselError
+from app.models.catalog import Catalog, CatalogError
 from app.settings import Settings, SettingsError, read_settings
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ def _settings() -> Settings:
 
 
 def _catalog(settings: Settings) -> Catalog:
-    from app.source import open_catalog
+    from app.models.source import open_catalog
 
     try:
         return open_catalog(settings)
@@ -96,7 +96,7 @@ def generate(
     ] = None,
 ) -> None:
     """Make a picture without a server."""
-    from app.draw import draw
+    from app.commands.generate import draw
     from app.request import ImageRequest
 
     settings = _settings()
@@ -146,7 +146,7 @@ def models() -> None:
     from rich.filesize import decimal
     from rich.table import Column, Table
 
-    from app.manifest import size
+    from app.models.manifest import size
 
     settings = _settings()
     name = Column("name", no_wrap=True)
@@ -196,7 +196,7 @@ async def _check(device: str) -> None:
     """Tells what is found, line by line; exit code 1 where something does not go well."""
     from rich.console import Console
 
-    from app.check import check
+    from app.commands.check import check
 
     settings = _settings()
     console, well = Console(), True

@@ -61,7 +61,7 @@ async def _ask() -> list[Device]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "app.device_probe",
+        "app.runtime.device_probe",
         cwd=Path(__file__).resolve().parent.parent,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

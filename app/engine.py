@@ -10,10 +10,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, nullcontext
 
-from app.audience import Audience, ask_of
-from app.catalog import Catalog
 from app.device import Devices
-from app.dispatcher import Dispatcher
 from app.errors import (
     Busy,
     InvalidRequest,
@@ -23,17 +20,20 @@ from app.errors import (
     Unavailable,
     UnknownImage,
 )
-from app.inputs import fit_inputs, open_inputs
-from app.job import ImageFile, Job, JobEvent, JobState, Progress
-from app.ledger import Ledger
-from app.live import LiveJob
+from app.jobs.audience import Audience, ask_of
+from app.jobs.dispatcher import Dispatcher
+from app.jobs.job import ImageFile, Job, JobEvent, JobState, Progress
+from app.jobs.ledger import Ledger
+from app.jobs.live import LiveJob
+from app.jobs.store import Store
 from app.machine import Machine
-from app.pool import Pool
+from app.models.catalog import Catalog
+from app.pictures.inputs import fit_inputs, open_inputs
 from app.request import ImageRequest
 from app.serving import Serving
 from app.settings import Settings
-from app.store import Store
-from app.worker import WorkerOptions
+from app.workers.pool import Pool
+from app.workers.worker import WorkerOptions
 
 log = logging.getLogger(__name__)
 

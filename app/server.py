@@ -23,10 +23,10 @@ from app.engine import Engine
 from app.faces import faces
 from app.faces.face import problem
 from app.gate import Gate
+from app.jobs.store import Store
 from app.machine import Machine
+from app.models.source import open_catalog
 from app.settings import Settings
-from app.source import open_catalog
-from app.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.catalog import Catalog
 from app.device import Devices
 from app.errors import (
     Busy,
@@ -23,13 +22,14 @@ from app.errors import (
     UnknownDevice,
 )
 from app.installation.child import install
-from app.job import Job
-from app.manifest import missing
-from app.model import Model
-from app.pool import Pool
+from app.jobs.job import Job
+from app.models.catalog import Catalog
+from app.models.manifest import missing
+from app.models.model import Model
+from app.models.source import adopt_installed, find
 from app.settings import Settings
-from app.source import adopt_installed, find
-from app.worker import Worker
+from app.workers.pool import Pool
+from app.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 

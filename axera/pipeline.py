@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.axengine import Graph, hold_card
-from app.clip import POSITIONS, ClipTokenizer
 from app.errors import GenerationFailed, LoadFailed
-from app.pipeline import Generated, Inputs, LoadOptions, OnStep, Pixels
 from app.request import Recipe
+from app.runtime.axera import Graph, hold_card
+from app.runtime.clip_tokenizer import POSITIONS, ClipTokenizer
+from app.runtime.protocol import Generated, Inputs, LoadOptions, OnStep, Pixels
 
 Floats = NDArray[np.float32]
 

@@ -21,11 +21,11 @@ from PIL import Image
 HOME = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(HOME), str(HOME / "tests" / "doubles")]
 
-from app.catalog import Catalog  # noqa: E402
-from app.image import preview_jpeg  # noqa: E402
-from app.pipeline import Inputs, LoadOptions  # noqa: E402
+from app.models.catalog import Catalog  # noqa: E402
+from app.pictures.codec import preview_jpeg  # noqa: E402
 from app.request import ImageRequest  # noqa: E402
-from app.worker_main import load_adapter  # noqa: E402
+from app.runtime.main import load_adapter  # noqa: E402
+from app.runtime.protocol import Inputs, LoadOptions  # noqa: E402
 from tests.axera.conftest import write_set  # noqa: E402
 
 

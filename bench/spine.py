@@ -25,10 +25,10 @@ import psutil
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
 
-from app.catalog import Catalog  # noqa: E402
-from app.pipeline import Inputs, LoadOptions  # noqa: E402
+from app.models.catalog import Catalog  # noqa: E402
 from app.request import ImageRequest  # noqa: E402
-from app.worker_main import NICENESS, load_adapter  # noqa: E402
+from app.runtime.main import NICENESS, load_adapter  # noqa: E402
+from app.runtime.protocol import Inputs, LoadOptions  # noqa: E402
 from tests.conftest import Service  # noqa: E402
 
 PROMPT = "a red circle on a blue background"

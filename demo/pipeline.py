@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from app import openvino
 from app.errors import GenerationFailed, LoadFailed
-from app.pipeline import Inputs, LoadOptions, Pipeline
 from app.request import ImageRequest
+from app.runtime import genai
+from app.runtime.protocol import Inputs, LoadOptions, Pipeline
 
 
 def load(weights: Path, device: str, options: LoadOptions) -> Pipeline:
-    pipeline = openvino.load(weights, device, options, preview=np.load(weights / "preview.npy"))
+    pipeline = genai.load(weights, device, options, preview=np.load(weights / "preview.npy"))
     # A pipeline whose first picture is one of 64 pixels makes NaN of larger ones ever after (seen
     # with OpenVINO 2026.4.1 in bfloat16), so the first one is of the usual size.
     first = ImageRequest(prompt="a picture", steps=options.model.limits.steps[0])

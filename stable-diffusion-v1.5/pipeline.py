@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from app import openvino
-from app.pipeline import LoadOptions, Pipeline
+from app.runtime import genai
+from app.runtime.protocol import LoadOptions, Pipeline
 
 # The latents' colours, by a least-squares fit of decoded pictures: figures known from ComfyUI, for
 # -1..1.
@@ -21,4 +21,4 @@ COLOURS = [
 def load(weights: Path, device: str, options: LoadOptions) -> Pipeline:
     preview = np.array(COLOURS, dtype=np.float32) / 2
     preview[-1] += 0.5
-    return openvino.load(weights, device, options, preview=preview)
+    return genai.load(weights, device, options, preview=preview)

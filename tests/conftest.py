@@ -150,7 +150,7 @@ class Service:
         return [
             int(pid)
             for pid in children.split()
-            if b"app.worker_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"app.runtime.main" in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]
 
     def log(self) -> str:

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from app.catalog import HOME, Catalog
 from app.errors import EaselError
 from app.faces.native import JobBody
+from app.models.catalog import HOME, Catalog
 from app.settings import Settings
 
 README = (HOME / "README.md").read_text()

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from app import manifest
-from app.catalog import HOME, Catalog
 from app.errors import NotInstalled
-from app.manifest import Manifest
-from app.model import Model
+from app.models import manifest
+from app.models.catalog import HOME, Catalog
+from app.models.manifest import Manifest
+from app.models.model import Model
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.manifest import Manifest, contents
+from app.models.manifest import Manifest, contents
 from tests.conftest import HOME
 
 

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from app.catalog import HOME, Catalog, CatalogError
+from app.models.catalog import HOME, Catalog, CatalogError
 from app.settings import SettingsError, read_settings
 from tests.conftest import clean_environment, serve_and_fail
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from app import source
-from app.catalog import HOME, Catalog, CatalogError
 from app.errors import InstallFailed, UnknownModel
+from app.models import source
+from app.models.catalog import HOME, Catalog, CatalogError
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",

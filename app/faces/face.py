@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from app import errors
 from app.engine import Engine
-from app.job import Job, JobEvent, JobState
+from app.jobs.job import Job, JobEvent, JobState
 from app.request import ImageFormat
 
 T = TypeVar("T")

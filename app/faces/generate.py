@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from app import image
 from app.errors import EaselError, InvalidRequest
 from app.faces.face import (
     Face,
@@ -22,6 +21,7 @@ from app.faces.face import (
     unknown,
     wanted_format,
 )
+from app.pictures import data_uri
 from app.request import ImageFormat, ImageRequest, Resize
 
 _RESIZE: dict[int, Resize] = {0: "stretch", 1: "crop", 2: "pad"}
@@ -71,7 +71,9 @@ def to_request(body: Body, form: ImageFormat | None) -> ImageRequest:
         steps=body.steps,
         guidance=body.guidance,
         sampler=body.sampler,
-        init_image=image.from_base64(body.init_image or "", "init_image") if from_picture else None,
+        init_image=data_uri.from_base64(body.init_image or "", "init_image")
+        if from_picture
+        else None,
         strength=body.strength,
         resize=_RESIZE[body.resize_mode],
         format=form,
@@ -100,7 +102,7 @@ async def generate(request: Request, body: dict[str, Any]) -> Response:
     return JSONResponse(
         {
             "status": "ok",
-            "base64": image.to_base64(data),
+            "base64": data_uri.to_base64(data),
             "text_time_ms": job.timings_ms.get("text", 0.0),
             "total_time_ms": job.timings_ms["total"],
             "seed": job.recipe.seed,

@@ -9,7 +9,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from app import image
 from app.errors import EaselError, InvalidRequest, Unavailable
 from app.faces.face import (
     Face,
@@ -21,17 +20,9 @@ from app.faces.face import (
     status_of,
     wanted_format,
 )
+from app.pictures import data_uri
 from app.request import ImageFormat, ImageRequest
-
-# What diffusers calls the samplers, as far as it has names for them.
-_SCHEDULERS = {
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler_ancestral",
-    "DDIMScheduler": "ddim",
-    "PNDMScheduler": "pndm",
-    "LCMScheduler": "lcm",
-    "FlowMatchEulerDiscreteScheduler": "flow_match_euler",
-}
+from app.samplers import from_diffusers
 
 router = APIRouter(tags=["hub"])
 
@@ -71,8 +62,8 @@ def to_request(model: str, body: Body | bytes, form: ImageFormat | None) -> Imag
     prompt, init = asked.prompt, None
     if isinstance(body, bytes):
         init = body
-    elif prompt is not None or image.is_picture(body.inputs):
-        init = image.from_base64(body.inputs, "inputs")
+    elif prompt is not None or data_uri.is_picture(body.inputs):
+        init = data_uri.from_base64(body.inputs, "inputs")
     else:
         prompt = body.inputs
     size = asked.target_size
@@ -84,7 +75,7 @@ def to_request(model: str, body: Body | bytes, form: ImageFormat | None) -> Imag
         height=size.height if size else asked.height,
         steps=asked.num_inference_steps,
         guidance=asked.guidance_scale,
-        sampler=_SCHEDULERS.get(asked.scheduler or "", asked.scheduler),
+        sampler=from_diffusers(asked.scheduler) if asked.scheduler else None,
         seed=asked.seed,
         init_image=init,
         strength=asked.strength,

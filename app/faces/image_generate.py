@@ -9,11 +9,11 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 
-from app import image
 from app.engine import Engine
 from app.errors import Busy, EaselError, Unavailable, UnknownJob
 from app.faces.face import STATUS, Face, engine_of, entry_for, headers_of, owner_of
-from app.job import Job, JobState
+from app.jobs.job import Job, JobState
+from app.pictures import data_uri
 from app.request import ImageRequest
 
 NAME = "image_generate"
@@ -86,7 +86,7 @@ async def to_response(request: Request, job: Job) -> dict[str, Any]:
     data: str | None = None
     try:
         for picture in await engine_of(request).pictures(job):
-            data = image.to_base64(picture)
+            data = data_uri.to_base64(picture)
     except EaselError as error:
         errors.append(error.detail)
     return {

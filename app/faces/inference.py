@@ -7,7 +7,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from app import image
 from app.errors import EaselError
 from app.faces.face import (
     Face,
@@ -17,6 +16,7 @@ from app.faces.face import (
     owner_of,
     status_of,
 )
+from app.pictures import data_uri
 from app.request import ImageRequest
 
 NO_GUIDANCE = 1.0  # at this scale only the prompt's own prediction counts
@@ -46,7 +46,7 @@ class Body(BaseModel):
 
 
 def to_request(body: Body) -> ImageRequest:
-    init_image = image.from_base64(body.image, "image") if body.image is not None else None
+    init_image = data_uri.from_base64(body.image, "image") if body.image is not None else None
     return ImageRequest(
         prompt=body.prompt,
         negative_prompt=body.negative_prompt,
@@ -72,7 +72,7 @@ async def inference(request: Request, body: Body) -> dict[str, Any]:
     return {
         "message": "success",
         "uid": uid,
-        "image": image.to_base64(data),
+        "image": data_uri.to_base64(data),
         "seed": job.recipe.seed,
         "warnings": list(job.warnings),
     }

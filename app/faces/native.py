@@ -15,12 +15,12 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 
-from app import image
 from app.engine import Engine
 from app.faces.face import Face, engine_of, owner_of, problem
-from app.job import Job, JobEvent, JobState
-from app.manifest import size
-from app.model import Model
+from app.jobs.job import Job, JobEvent, JobState
+from app.models.manifest import size
+from app.models.model import Model
+from app.pictures import data_uri
 from app.request import MAX_PROMPT, MAX_SEED, ImageFormat, ImageRequest
 
 MAX_WAIT = 600  # seconds of `Prefer: wait`
@@ -84,7 +84,7 @@ async def _picture(text: str | None, field: str, engine: Engine) -> bytes | None
         if name is not None:
             return await engine.input_image(job_id, name)
         return (await engine.image(job_id, int(n)))[1]
-    return image.from_base64(text, field)
+    return data_uri.from_base64(text, field)
 
 
 def to_response(job: Job, engine: Engine) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def _event_data(event: JobEvent, engine: Engine) -> dict[str, Any]:
         case "progress":
             return {**asdict(event.job.progress), "fraction": round(event.job.progress.fraction, 4)}
         case "preview":
-            return {"image": image.to_data_uri(event.preview or b"", "image/jpeg")}
+            return {"image": data_uri.to_data_uri(event.preview or b"", "image/jpeg")}
         case "state":
             position = engine.queue_position(event.job.id)
             return {"state": event.job.state.value, "queue_position": position}

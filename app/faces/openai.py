@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
-from app import errors, image
+from app import errors
 from app.faces.face import (
     Face,
     engine_of,
@@ -26,7 +26,8 @@ from app.faces.face import (
     succeeded,
     unknown,
 )
-from app.job import Job
+from app.jobs.job import Job
+from app.pictures import data_uri
 from app.request import ImageFormat, ImageRequest
 
 # Kinds of error as the SDK's users know them: type, and the code where the core's is another one.
@@ -157,7 +158,7 @@ async def _answer(request: Request, body: Body, files: dict[str, bytes], kind: s
     data = [
         {"url": f"{request.base_url}jobs/{job.id}/images/{n}", "seed": file.seed}
         if by_url
-        else {"b64_json": image.to_base64(drawn[n]), "seed": file.seed}
+        else {"b64_json": data_uri.to_base64(drawn[n]), "seed": file.seed}
         for n, file in enumerate(job.images)
     ]
     about = {"created": int(job.created), **_looks(job), **_warnings(body, job)}
@@ -210,13 +211,13 @@ async def _stream(request: Request, body: Body, job: Job, kind: str) -> AsyncIte
                         f"{kind}.partial_image",
                         # A preview is a small JPEG, whatever the finished picture will be.
                         {**about, "output_format": "jpeg"},
-                        b64_json=image.to_base64(event.preview),
+                        b64_json=data_uri.to_base64(event.preview),
                         partial_image_index=sent,
                     )
                     sent += 1
         about |= {"usage": _usage(job), **_warnings(body, job)}
         for picture in await engine_of(request).pictures(succeeded(job)):
-            yield _event(f"{kind}.completed", about, b64_json=image.to_base64(picture))
+            yield _event(f"{kind}.completed", about, b64_json=data_uri.to_base64(picture))
     except errors.EaselError as error:
         yield f"event: error\ndata: {json.dumps(_error(error))}\n\n"
 

@@ -7,10 +7,10 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app import image
 from app.errors import Busy, EaselError, LoadFailed, NotEnded
 from app.faces.face import Face, engine_of, headers_of, owner_of, status_of
-from app.job import Job, JobState
+from app.jobs.job import Job, JobState
+from app.pictures import data_uri
 from app.request import ImageRequest
 
 NAME = "pipeline"
@@ -51,7 +51,7 @@ def to_request(body: RunBody) -> ImageRequest:
         guidance=body.guidance_scale,
         seed=body.seed,
         strength=body.strength,
-        init_image=image.from_base64(body.image, "image") if body.image is not None else None,
+        init_image=data_uri.from_base64(body.image, "image") if body.image is not None else None,
     )
 
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from app import __version__, errors, image
+from app import __version__, errors
 from app.faces.face import (
     Face,
     engine_of,
@@ -21,12 +21,14 @@ from app.faces.face import (
     status_of,
     unknown,
 )
-from app.job import Job, JobState
-from app.live import LiveJob
+from app.jobs.job import Job, JobState
+from app.jobs.live import LiveJob
+from app.pictures import data_uri
+from app.pictures.infotext import parameters
 from app.request import ImageFormat, ImageRequest, Resize
+from app.samplers import from_title, title_of
 
 NAME = "sdapi"
-_SAMPLERS = {title.lower(): name for name, title in reversed(image.SAMPLER_TITLES.items())}
 _RESIZE: dict[int, Resize] = {0: "stretch", 1: "crop", 2: "pad"}
 _FORMATS: dict[str, ImageFormat] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 # Keys that change nothing here, or nothing by themselves.
@@ -89,7 +91,6 @@ def to_request(body: Body, settings: dict[str, Any], warnings: list[str]) -> Ima
         warnings.append("resize_mode set to 0: 0, 1 and 2 are known.")
     if body.mask and body.inpainting_fill != 1:
         warnings.append("inpainting_fill set to 1: repainting starts from the original.")
-    sampler = body.sampler_name or None
     return ImageRequest(
         prompt=body.prompt if body.prompt.strip() or first is None else None,
         negative_prompt=body.negative_prompt,
@@ -100,11 +101,11 @@ def to_request(body: Body, settings: dict[str, Any], warnings: list[str]) -> Ima
         guidance=body.cfg_scale,
         seed=None if body.seed == -1 else body.seed,
         images=body.batch_size * body.n_iter,
-        sampler=_SAMPLERS.get(sampler.lower(), sampler) if sampler else None,
-        init_image=image.from_base64(first, "init_images") if first is not None else None,
+        sampler=from_title(body.sampler_name) if body.sampler_name else None,
+        init_image=data_uri.from_base64(first, "init_images") if first is not None else None,
         strength=body.denoising_strength if first is not None else None,
         resize=_RESIZE.get(body.resize_mode, "stretch"),
-        mask=image.from_base64(body.mask, "mask") if body.mask else None,
+        mask=data_uri.from_base64(body.mask, "mask") if body.mask else None,
         mask_means="black" if body.inpainting_mask_invert else "white",
         mask_blur=body.mask_blur,
         mask_padding=body.inpaint_full_res_padding if body.mask and body.inpaint_full_res else None,
@@ -139,7 +140,7 @@ async def generate(request: Request, body: dict[str, Any]) -> Response:
         job, files = await engine.job(job.id), []  # an answer without pictures
         warnings.append("interrupted.")
     answer = {
-        "images": [image.to_base64(file) for file in files if known.send_images],
+        "images": [data_uri.to_base64(file) for file in files if known.send_images],
         "parameters": known.model_dump(include=set(Body.model_fields) - {"init_images", "mask"}),
         "info": json.dumps(to_info(job, [*warnings, *job.warnings], known)),
     }
@@ -157,14 +158,14 @@ def to_info(job: Job, warnings: list[str], body: Body) -> dict[str, Any]:
         "seed": seeds[0], "all_seeds": seeds,
         "subseed": seeds[0], "all_subseeds": seeds, "subseed_strength": 0,
         "width": recipe.width, "height": recipe.height,
-        "sampler_name": image.SAMPLER_TITLES.get(recipe.sampler or "", recipe.sampler),
+        "sampler_name": title_of(recipe.sampler) if recipe.sampler else None,
         "cfg_scale": recipe.guidance, "steps": recipe.steps,
         "batch_size": body.batch_size, "restore_faces": False, "face_restoration_model": None,
         "sd_model_name": recipe.model, "sd_model_hash": None, "sd_vae_name": None,
         "sd_vae_hash": None, "seed_resize_from_w": -1, "seed_resize_from_h": -1,
         "denoising_strength": recipe.strength, "extra_generation_params": {},
         "index_of_first_image": 0,
-        "infotexts": [image.parameters(recipe, seed) for seed in seeds],
+        "infotexts": [parameters(recipe, seed) for seed in seeds],
         "styles": [], "job_timestamp": _timestamp(job.created), "clip_skip": 1,
         "is_using_inpainting_conditioning": False, "version": f"Easel {__version__}",
         "warnings": warnings,
@@ -192,7 +193,7 @@ async def progress(request: Request, skip_current_image: bool = False) -> dict[s
         "progress": done.fraction,
         "eta_relative": done.eta_seconds or 0.0,
         "state": _state(live.job),
-        "current_image": image.to_base64(preview) if preview else None,
+        "current_image": data_uri.to_base64(preview) if preview else None,
         "textinfo": "Waiting..." if live.job.state is JobState.QUEUED else None,
     }
 

@@ -11,9 +11,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app import image
 from app.faces.face import Face, engine_of, leniently, owner_of, problem, unknown
-from app.job import JobState
+from app.jobs.job import JobState
+from app.pictures import codec, data_uri
+from app.pictures.transform import enlarge
+from app.samplers import title_of
 
 # What there is none of, or only this of.
 _UPSCALERS = ("None", "Lanczos", "Nearest")
@@ -91,8 +93,7 @@ async def sd_models(request: Request) -> list[dict[str, Any]]:
 @router.get("/sdapi/v1/samplers")
 async def samplers(request: Request) -> list[dict[str, Any]]:
     names = engine_of(request).serving.current[0].samplers
-    titles = image.SAMPLER_TITLES
-    return [{"name": titles.get(name, name), "aliases": [name], "options": {}} for name in names]
+    return [{"name": title_of(name), "aliases": [name], "options": {}} for name in names]
 
 
 @router.get("/sdapi/v1/memory")
@@ -104,8 +105,8 @@ async def memory() -> dict[str, Any]:
 
 @router.post("/sdapi/v1/png-info")
 async def png_info(body: dict[str, Any]) -> Response:
-    data = image.from_base64(str(body.get("image", "")), "image")
-    text, pairs = await asyncio.to_thread(image.describe, data, "image")
+    data = data_uri.from_base64(str(body.get("image", "")), "image")
+    text, pairs = await asyncio.to_thread(codec.describe, data, "image")
     items = {"parameters": text} if text else {}
     return _json({"info": text, "items": items, "parameters": pairs})
 
@@ -121,15 +122,15 @@ async def extra_single_image(body: dict[str, Any]) -> Response:
         warnings.append("upscaler_1 set to Lanczos: the others are not here.")
     size = (known.upscaling_resize_w, known.upscaling_resize_h) if known.resize_mode == 1 else None
     large = await asyncio.to_thread(
-        image.enlarge,
-        image.from_base64(known.image, "image"),
+        enlarge,
+        data_uri.from_base64(known.image, "image"),
         "image",
         factor=known.upscaling_resize,
         size=size,
         crop=known.upscaling_crop,
         smooth=known.upscaler_1 != "Nearest",
     )
-    return _json({"html_info": " ".join(warnings), "image": image.to_base64(large)})
+    return _json({"html_info": " ".join(warnings), "image": data_uri.to_base64(large)})
 
 
 @router.post("/internal/progress")
@@ -149,7 +150,7 @@ async def task_progress(request: Request, body: dict[str, Any]) -> dict[str, Any
         "completed": ended,
         "progress": live.job.progress.fraction if live else None,
         "eta": live.job.progress.eta_seconds if live else None,
-        "live_preview": image.to_data_uri(preview, "image/jpeg") if preview else None,
+        "live_preview": data_uri.to_data_uri(preview, "image/jpeg") if preview else None,
         "id_live_preview": number if preview else -1,
         "textinfo": "Waiting..." if live and not running else None,
     }

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from app.catalog import HOME
 from app.errors import Busy, InstallFailed, UnknownModel
+from app.models.catalog import HOME
 
 _ERRORS = {error.code: error for error in (Busy, InstallFailed, UnknownModel)}
 

@@ -23,12 +23,12 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from app import source
-from app.catalog import CatalogError
 from app.errors import EaselError
 from app.installation.installer import Installer
 from app.installation.progress import OnProgress, Progress
 from app.machine import Machine
+from app.models import source
+from app.models.catalog import CatalogError
 from app.settings import Settings, SettingsError, read_settings
 
 _SAY_EVERY = 15.0  # seconds, where there is no terminal

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from app import source
-from app.catalog import HOME
 from app.errors import InstallFailed
 from app.installation.progress import OnProgress, Progress
+from app.models import source
+from app.models.catalog import HOME
 from app.settings import without_secrets
 
 _LOCKS = (HOME / "requirements" / "torch.txt", HOME / "requirements" / "convert.txt")

@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from app import manifest, source
-from app.catalog import Catalog
 from app.errors import InstallFailed, UnknownModel
 from app.installation import convert, hub, room
 from app.installation.hub import RemoteFile, Snapshot
 from app.installation.progress import Meter, OnProgress, Progress
 from app.installation.staging import Staging, Wanted, alone, open_staging
-from app.manifest import Manifest
-from app.model import Model, Weights
+from app.models import manifest, source
+from app.models.catalog import Catalog
+from app.models.manifest import Manifest
+from app.models.model import Model, Weights
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""app.axengine: with the driver and without, with cards and boards, and what arrives in the NPU."""
+"""app.runtime.axera: with and without the driver, cards and boards, and what arrives in the NPU."""
 
 import ctypes.util
 import multiprocessing
@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app import axengine
-from app.axengine import Graph
 from app.errors import GenerationFailed, LoadFailed
+from app.runtime import axera
+from app.runtime.axera import Graph
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_without_axengine_the_reason_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "doubles" not in entry])
-    (device,) = axengine.devices(pci(tmp_path))
+    (device,) = axera.devices(pci(tmp_path))
     assert device.name == "AXERA" and not device.available
     assert "package axengine is not installed" in device.reason
     assert "axera/setup.sh" in device.reason
@@ -50,7 +50,7 @@ def test_without_the_driver_the_reason_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     plug(monkeypatch, "no-driver")
-    (device,) = axengine.devices(pci(tmp_path, "0001:01:00.0"))
+    (device,) = axera.devices(pci(tmp_path, "0001:01:00.0"))
     assert not device.available
     assert "driver is missing" in device.reason and "libaxcl_rt" in device.reason
     with pytest.raises(LoadFailed, match="No providers found"):
@@ -61,27 +61,27 @@ def test_a_mounted_driver_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     """In an image without a linker, where Python's own search finds nothing."""
     (tmp_path / "libaxcl_rt.so").touch()
     monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere::{tmp_path}")
-    axengine.runtime()
+    axera.runtime()
     assert ctypes.util.find_library("axcl_rt") == str(tmp_path / "libaxcl_rt.so")
     assert ctypes.util.find_library("ax_engine") is None
     assert ctypes.util.find_library("c") is not None
 
 
 def test_a_board_is_one_device(tmp_path: Path) -> None:
-    (device,) = axengine.devices(pci(tmp_path))
+    (device,) = axera.devices(pci(tmp_path))
     assert (device.name, device.kind, device.available) == ("AXERA", "AXERA", True)
 
 
 def test_cards_are_counted_on_the_bus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plug(monkeypatch, "cards")
-    first, second = axengine.devices(pci(tmp_path, "0001:01:00.0", "0002:01:00.0"))
+    first, second = axera.devices(pci(tmp_path, "0001:01:00.0", "0002:01:00.0"))
     assert (first.name, second.name) == ("AXERA.0", "AXERA.1")
     assert first.available and "0001:01:00.0" in first.full_name
 
 
 def test_a_driver_without_a_card_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plug(monkeypatch, "no-card")
-    (device,) = axengine.devices(pci(tmp_path))
+    (device,) = axera.devices(pci(tmp_path))
     assert not device.available and "no Axera card is on the PCI bus" in device.reason
 
 
@@ -102,7 +102,7 @@ def test_a_board_has_no_second_device(tiny_set: Path) -> None:
 @pytest.mark.parametrize("device", ["CPU", "AXERA.x", "AXERA.-1"])
 def test_other_names_are_no_axera_devices(device: str) -> None:
     with pytest.raises(LoadFailed, match="is no Axera device"):
-        axengine.card_index(device)
+        axera.card_index(device)
 
 
 def test_arrays_arrive_as_they_were_meant(tiny_set: Path) -> None:
@@ -126,27 +126,27 @@ def test_ids_are_cast_to_what_the_encoder_takes(tiny_set: Path) -> None:
 
 
 def test_the_lock_is_for_all_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(axengine, "_lock_folder", lambda: tmp_path)
-    monkeypatch.setattr(axengine, "_held", {})
+    monkeypatch.setattr(axera, "_lock_folder", lambda: tmp_path)
+    monkeypatch.setattr(axera, "_held", {})
     before = os.umask(0o077)
     try:
-        axengine.hold_card("AXERA.3")
+        axera.hold_card("AXERA.3")
     finally:
         os.umask(before)
     assert (tmp_path / "easel-axera-3.lock").stat().st_mode & 0o777 == 0o644
-    monkeypatch.setattr(axengine, "_lock_folder", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr(axera, "_lock_folder", lambda: tmp_path / "nowhere")
     with pytest.raises(LoadFailed, match="cannot be opened"):
-        axengine.hold_card("AXERA.4")
+        axera.hold_card("AXERA.4")
 
 
 def test_a_card_is_held_by_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(axengine, "_lock_folder", lambda: tmp_path)
-    monkeypatch.setattr(axengine, "_held", {})
+    monkeypatch.setattr(axera, "_lock_folder", lambda: tmp_path)
+    monkeypatch.setattr(axera, "_held", {})
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
 
     def hold() -> None:
-        axengine.hold_card("AXERA")
+        axera.hold_card("AXERA")
         ready.set()
         done.wait(30)
 
@@ -154,8 +154,8 @@ def test_a_card_is_held_by_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path
     other.start()
     assert ready.wait(30)
     with pytest.raises(LoadFailed, match=r"already runs a pipeline on AXERA\.0"):
-        axengine.hold_card("AXERA.0", patience=0)
-    axengine.hold_card("AXERA.1", patience=0)
+        axera.hold_card("AXERA.0", patience=0)
+    axera.hold_card("AXERA.1", patience=0)
     done.set()
-    axengine.hold_card("AXERA", patience=20)
+    axera.hold_card("AXERA", patience=20)
     other.join(30)

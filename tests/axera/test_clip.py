@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.clip import ClipTokenizer
 from app.errors import LoadFailed
+from app.runtime.clip_tokenizer import ClipTokenizer
 
 TEXTS = [
     "",

@@ -41,7 +41,7 @@ def test_the_page_names_every_variable_and_model() -> None:
 
 
 def test_the_page_explains_what_the_runtime_says() -> None:
-    """Each message that axengine or app.axengine can show has its line in the table."""
+    """Each message that axengine or app.runtime.axera can show has its line in the table."""
     said = (HOME / "app" / "axengine.py").read_text() + (
         HOME / "tests" / "doubles" / "axengine" / "session.py"
     ).read_text()

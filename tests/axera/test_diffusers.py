@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.catalog import HOME, Catalog
-from app.pipeline import Inputs, LoadOptions, Pipeline
+from app.models.catalog import HOME, Catalog
 from app.request import ImageRequest
-from app.worker_main import load_adapter
+from app.runtime.main import load_adapter
+from app.runtime.protocol import Inputs, LoadOptions, Pipeline
 
 torch = pytest.importorskip("torch", reason="needs the convert environment")
 diffusers = pytest.importorskip("diffusers", reason="needs the convert environment")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from app.catalog import HOME, Catalog
+from app.models.catalog import HOME, Catalog
 from tests.conftest import Service, clean_environment
 from tests.hub.server import Hub
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.catalog import HOME, Catalog
 from app.errors import GenerationFailed, LoadFailed
-from app.model import Model
-from app.pipeline import Canceled, Inputs, LoadOptions, Pipeline
+from app.models.catalog import HOME, Catalog
+from app.models.model import Model
 from app.request import ImageRequest, Recipe
-from app.worker_main import load_adapter
+from app.runtime.main import load_adapter
+from app.runtime.protocol import Canceled, Inputs, LoadOptions, Pipeline
 
 CATALOG = Catalog([HOME], Path("weights"))
 MODEL = CATALOG.get("axera-sd15-lcm")

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.catalog import HOME
 from app.installation.convert import environment_is_ready, make_environment
+from app.models.catalog import HOME
 from demo.training.evaluate import drawn_by
 
 pytestmark = [pytest.mark.convert, pytest.mark.timeout(900)]

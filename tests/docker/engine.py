@@ -233,7 +233,7 @@ class Container:
         code = (
             "from pathlib import Path\n"
             "for process in Path('/proc').glob('[0-9]*'):\n"
-            "    if b'\\0app.worker_main\\0' in (process / 'cmdline').read_bytes():\n"
+            "    if b'\\0app.runtime.main\\0' in (process / 'cmdline').read_bytes():\n"
             "        print(process.name)"
         )
         return [int(pid) for pid in self.python(code).split()]

@@ -26,11 +26,11 @@ title = "Tiny, to be converted"
 weights = { repository = "tests/to-convert" }
 """
 PIPELINE = """
-from app import openvino
+from app.runtime import genai
 
 
 def load(weights, device, options):
-    return openvino.load(weights, device, options)
+    return genai.load(weights, device, options)
 """
 READY = "tests/tiny-ov"
 

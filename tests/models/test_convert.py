@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app import manifest, source
-from app.catalog import HOME, Catalog
 from app.installation.convert import environment_is_ready, make_environment
-from app.model import Model
-from app.pipeline import Inputs, LoadOptions
+from app.models import manifest, source
+from app.models.catalog import HOME, Catalog
+from app.models.model import Model
 from app.request import ImageRequest
-from app.worker_main import load_adapter
+from app.runtime.main import load_adapter
+from app.runtime.protocol import Inputs, LoadOptions
 from tests.hub.server import TOKEN, Hub
 from tests.hub.test_download import Machine
 

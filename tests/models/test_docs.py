@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.catalog import HOME, Catalog
-from app.model import Model
+from app.models.catalog import HOME, Catalog
+from app.models.model import Model
 from tests.hub.server import Hub
 from tests.hub.test_download import BUNDLED, Machine
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from app.errors import LoadFailed
-from app.pipeline import Canceled, Generated, Inputs, LoadOptions, OnStep, Pipeline, Pixels
 from app.request import Recipe
+from app.runtime.protocol import Canceled, Generated, Inputs, LoadOptions, OnStep, Pipeline, Pixels
 
 STEP = 0.02  # seconds a step of a slow job takes
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from app.live import LiveJob
+from app.jobs.live import LiveJob
 from app.request import ImageRequest
 
 

@@ -4,9 +4,9 @@ import hashlib
 import time
 from typing import Any
 
-from app import image
-from app.job import ImageFile, Job, Progress
-from app.message import Drawn, Encoded
+from app.jobs.job import ImageFile, Job, Progress
+from app.pictures import codec
+from app.workers.message import Drawn, Encoded
 
 
 def files_of(job: Job, encoded: Encoded) -> dict[str, bytes]:
@@ -34,7 +34,7 @@ def record_of(
                 width=width,
                 height=height,
                 bytes=len(data),
-                media_type=image.MEDIA_TYPES[recipe.format],
+                media_type=codec.MEDIA_TYPES[recipe.format],
                 seed=recipe.image_seed(n),
                 etag=hashlib.sha256(data).hexdigest()[:32],
             )

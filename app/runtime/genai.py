@@ -19,8 +19,8 @@ import openvino_genai as genai
 from numpy.typing import NDArray
 
 from app.errors import GenerationFailed, LoadFailed
-from app.pipeline import Canceled, Generated, Inputs, LoadOptions, OnStep, Pixels
 from app.request import Recipe
+from app.runtime.protocol import Canceled, Generated, Inputs, LoadOptions, OnStep, Pixels
 
 _SCHEDULERS = {
     "euler": "EULER_DISCRETE",

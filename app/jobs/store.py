@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
 
 from app.disk import sync
 from app.errors import StorageFailed, UnknownJob
-from app.job import Job, JobState
+from app.jobs.job import Job, JobState
 
 _metadata = sa.MetaData()
 _jobs = sa.Table(

@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image as Pillow
 from PIL.Image import Image, Resampling
 
-from app import image
 from app.errors import InvalidRequest
+from app.pictures import codec, transform
 from app.request import ImageRequest, Recipe
 
 
@@ -15,10 +15,10 @@ def open_inputs(request: ImageRequest) -> dict[str, Image]:
     """The decoded init_image and mask of a request, those it has; raises InvalidRequest."""
     if request.init_image is None:
         return {}  # a mask alone is refused with the other limits
-    init = image.open_image(request.init_image, "init_image")
+    init = codec.open_image(request.init_image, "init_image")
     if request.mask is None:
         return {"init_image": init}
-    mask = image.open_image(request.mask, "mask")
+    mask = codec.open_image(request.mask, "mask")
     if mask.size != init.size:
         raise InvalidRequest(
             f"mask is {mask.width}x{mask.height}, init_image {init.width}x{init.height}; "
@@ -36,12 +36,12 @@ def fit_inputs(
     size = (recipe.width, recipe.height)
     for name, picture in pictures.items():
         if name == "mask":
-            picture = image.to_mask(picture, request.mask_means, request.mask_blur)
+            picture = transform.to_mask(picture, request.mask_means, request.mask_blur)
         else:
-            picture = image.to_rgb(picture)
+            picture = transform.to_rgb(picture)
         if recipe.mask_padding is None:
-            picture = image.fit(picture, size, request.resize)
-        files[f"{name}.png"] = image.to_png(picture)
+            picture = transform.fit(picture, size, request.resize)
+        files[f"{name}.png"] = codec.to_png(picture)
     return files
 
 

@@ -12,15 +12,15 @@ from dataclasses import replace
 from typing import Any
 
 from app.errors import EaselError, WorkerDied
-from app.job import Job, JobError, JobState
-from app.ledger import Ledger
-from app.live import LiveJob
+from app.jobs.job import Job, JobError, JobState
+from app.jobs.ledger import Ledger
+from app.jobs.live import LiveJob
+from app.jobs.queue import Queue
+from app.jobs.result import files_of, record_of
 from app.logs import request_id
-from app.message import Counted, Drawn, Stepped
-from app.pool import Pool
-from app.queue import Queue
-from app.result import files_of, record_of
-from app.worker import Task, Worker
+from app.workers.message import Counted, Drawn, Stepped
+from app.workers.pool import Pool
+from app.workers.worker import Task, Worker
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Asks OpenVINO and axengine for their devices, in a process of its own.
 
-python -m app.device_probe       prints them as JSON
+python -m app.runtime.device_probe       prints them as JSON
 """
 
 import json
@@ -9,8 +9,8 @@ from typing import Any
 
 import openvino
 
-from app import axengine
 from app.device import Device
+from app.runtime import axera
 
 
 def probe() -> list[Device]:
@@ -35,7 +35,7 @@ def probe() -> list[Device]:
             )
     automatic = "the best of the devices above, chosen by OpenVINO"
     devices.append(Device(name="AUTO", full_name=automatic, kind="AUTO", available=bool(found)))
-    return [*devices, *axengine.devices()]
+    return [*devices, *axera.devices()]
 
 
 def _openvino_reason(core: Any, kind: str) -> str:

@@ -22,9 +22,12 @@ from typing import Any
 
 import psutil
 
-from app.catalog import HOME
 from app.errors import EaselError, LoadFailed, WorkerDied, from_code
-from app.message import (
+from app.models.catalog import HOME
+from app.models.model import Model
+from app.request import Recipe
+from app.settings import Settings, without_secrets
+from app.workers.message import (
     LENGTH,
     Cancel,
     Counted,
@@ -39,9 +42,6 @@ from app.message import (
     Watch,
     pack,
 )
-from app.model import Model
-from app.request import Recipe
-from app.settings import Settings, without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Worker:
             self.process: Process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "app.worker_main",
+                "app.runtime.main",
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 cwd=HOME,

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from app.model import Model
+from app.models.model import Model
 from app.request import Recipe
 
 Pixels = NDArray[np.uint8]

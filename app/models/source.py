@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from app import manifest
-from app.catalog import HOME, Catalog, CatalogError
 from app.errors import InstallFailed, UnknownModel
-from app.model import Model, Weights
+from app.models import manifest
+from app.models.catalog import HOME, Catalog, CatalogError
+from app.models.model import Model, Weights
 from app.settings import Settings
 
 Kind = Literal["openvino", "diffusers"]

@@ -15,15 +15,15 @@ from pathlib import Path
 import psutil
 from PIL import Image, ImageStat
 
-from app.catalog import Catalog
 from app.device import Devices
 from app.errors import EaselError, LoadFailed
-from app.image import to_png
-from app.message import Drawn, Stopped
-from app.model import Model
+from app.models.catalog import Catalog
+from app.models.model import Model
+from app.pictures.codec import to_png
 from app.request import ImageRequest, Recipe
 from app.settings import Settings
-from app.worker import Worker, WorkerOptions
+from app.workers.message import Drawn, Stopped
+from app.workers.worker import Worker, WorkerOptions
 
 PROMPT = "a photograph of a red fox in the snow, highly detailed"
 ROUNDS = 5  # pictures whose times are measured, after one that warms up

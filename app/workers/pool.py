@@ -7,8 +7,8 @@ import time
 
 from app.errors import Busy, LoadFailed
 from app.machine import Machine
-from app.model import Model
-from app.worker import Worker, WorkerOptions
+from app.models.model import Model
+from app.workers.worker import Worker, WorkerOptions
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.catalog import Catalog
 from app.errors import InvalidRequest, NotInstalled
-from app.inputs import fit_inputs, open_inputs
-from app.message import Counted, Stepped
+from app.models.catalog import Catalog
+from app.models.source import find
+from app.pictures.inputs import fit_inputs, open_inputs
 from app.request import FORMATS, ImageFormat, ImageRequest
 from app.settings import Settings
-from app.source import find
-from app.worker import Worker, WorkerOptions
+from app.workers.message import Counted, Stepped
+from app.workers.worker import Worker, WorkerOptions
 
 
 async def draw(

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-from app.job import Job, JobEvent, JobState, Progress
+from app.jobs.job import Job, JobEvent, JobState, Progress
 from app.logs import request_id
-from app.worker import Task, Worker
+from app.workers.worker import Task, Worker
 
 
 class LiveJob:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.model import Model
+from app.models.model import Model
 from app.request import Recipe
 
 LENGTH = struct.Struct("!I")

@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from app.errors import UnknownModel
-from app.model import Defaults, Limits, Model, Weights
+from app.models.model import Defaults, Limits, Model, Weights
 
-HOME = Path(__file__).resolve().parent.parent  # the folder that holds app/ and the families
+HOME = Path(__file__).resolve().parent.parent.parent  # the folder that holds app/ and the families
 
 for _table in (Model, Weights, Defaults, Limits):
     setattr(_table, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 - read by pydantic

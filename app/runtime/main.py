@@ -1,7 +1,7 @@
 """The inside of a worker process: holds exactly one pipeline and makes pictures with it, one job
 at a time.
 
-    python -m app.worker_main FD
+    python -m app.runtime.main FD
 
 FD is its end of a socket pair. It ends when the other end closes, even in the middle of a step, so
 that no worker outlives the service.
@@ -27,10 +27,14 @@ from weakref import WeakValueDictionary
 import numpy as np
 from PIL import Image
 
-from app import image, manifest
 from app.errors import EaselError, GenerationFailed, LoadFailed
-from app.inputs import put_back, read_inputs
-from app.message import (
+from app.models import manifest
+from app.models.model import Model
+from app.pictures import codec
+from app.pictures.inputs import put_back, read_inputs
+from app.request import Recipe
+from app.runtime.protocol import Adapter, Canceled, Inputs, LoadOptions, Pipeline, Pixels, Preview
+from app.workers.message import (
     LENGTH,
     Cancel,
     Counted,
@@ -45,9 +49,6 @@ from app.message import (
     Watch,
     pack,
 )
-from app.model import Model
-from app.pipeline import Adapter, Canceled, Inputs, LoadOptions, Pipeline, Pixels, Preview
-from app.request import Recipe
 
 NICENESS = 5  # below the service, so that a health check never waits for a denoising step
 UNWATCHED = 0.25  # seconds between two reports while nobody looks: each takes from the drawing
@@ -237,7 +238,7 @@ def _draw(
 def _small_jpeg(preview: Callable[[], Pixels]) -> bytes | None:
     """A preview that cannot be made costs no picture."""
     try:
-        return image.preview_jpeg(Image.fromarray(preview()))
+        return codec.preview_jpeg(Image.fromarray(preview()))
     except Exception as error:  # noqa: BLE001 - it is the adapter's code
         print(f"no preview: {error!r}", file=sys.stderr, flush=True)
         return None
@@ -268,7 +269,7 @@ def _encode(channel: Channel, run: Run, pixels: list[Pixels]) -> None:
     try:
         finished = [put_back(Image.fromarray(each), run.recipe, run.folder) for each in pixels]
         pictures = tuple(
-            image.encode(picture, run.recipe, run.recipe.image_seed(n))
+            codec.encode(picture, run.recipe, run.recipe.image_seed(n))
             for n, picture in enumerate(finished)
         )
     except Exception as error:  # noqa: BLE001 - on a thread of its own: unheard, it would hang the job

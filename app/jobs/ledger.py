@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app.errors import StorageFailed, UnknownImage
-from app.job import Job, JobError, JobState
-from app.store import Store
+from app.jobs.job import Job, JobError, JobState
+from app.jobs.store import Store
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

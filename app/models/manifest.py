@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import NotInstalled
-from app.model import Model
+from app.models.model import Model
 
 NAME = "manifest.json"
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 
-from app.live import LiveJob
+from app.jobs.live import LiveJob
 
 
 class Queue:
