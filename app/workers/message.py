@@ -1,55 +1,57 @@
-"""What the service and a worker process say to each other, and how it travels: pickled, behind its
-length.
+"""What the service and a worker say to each other, as plain data that a process on any machine can
+read: MessagePack, each message behind its length.
 
-Both ends are this program; nothing of a caller's is ever unpickled.
+A message carries facts and bytes, no objects of the sender: input pictures and results travel as
+the bytes of their files. Both ends decode only into the types below.
 """
 
-import pickle
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from app.models.model import Model
 from app.request import Recipe
 
-LENGTH = struct.Struct("!I")
+LENGTH = struct.Struct("!I")  # before each message: the bytes of its body
 
 
-def pack(message: Any) -> bytes:
-    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    return LENGTH.pack(len(body)) + body
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The class's name travels with the fields, so that the receiver knows what it is told."""
 
 
 # To the worker
 
 
-@dataclass(frozen=True, kw_only=True)
-class Load:
+class Load(_Message):
+    """The first message: what to load. Paths are those of the worker's own machine."""
+
     model: Model
     device: str
     cache_dir: Path | None
     threads: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """`folder` holds the recipe's input pictures; `watched` says that somebody looks already."""
+class Run(_Message):
+    """Draw a job. `inputs` are the PNG files that the recipe names; `watched` says that somebody
+    follows the job already."""
 
     job: str
     recipe: Recipe
-    folder: Path | None
-    watched: bool
+    inputs: dict[str, bytes] = {}
+    watched: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cancel:
+class Cancel(_Message):
+    """Nobody wants the job any more: stop it at its next step, or leave it off if it waits."""
+
     job: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Watch:
-    """Somebody looks at the job: every step is told, with a preview, the earlier ones at once."""
+class Watch(_Message):
+    """Somebody follows the job from now on: report every step with a preview, the earlier ones at
+    once."""
 
     job: str
 
@@ -57,15 +59,17 @@ class Watch:
 # From the worker
 
 
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
+class Loaded(_Message):
     milliseconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stepped:
-    """For whoever looks: steps are counted over all pictures of the job, preview is a small
-    JPEG."""
+class LoadFailed(_Message):
+    code: str
+    detail: str
+
+
+class Stepped(_Message):
+    """A step of a watched job. Steps are counted over all its pictures; preview is a small JPEG."""
 
     job: str
     step: int
@@ -73,17 +77,15 @@ class Stepped:
     preview: bytes | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counted:
-    """How far a job is that nobody looks at, now and then."""
+class Counted(_Message):
+    """How far a job is that nobody watches, a few times a second."""
 
     job: str
     step: int
     steps: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
+class Drawn(_Message):
     """All pictures are made and being encoded: the pipeline is free for the next job."""
 
     job: str
@@ -91,25 +93,61 @@ class Drawn:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
+class Encoded(_Message):
+    """The finished files. `size` is width and height of each picture."""
+
     job: str
     pictures: tuple[bytes, ...]
-    size: tuple[int, int]  # width, height of each
+    size: tuple[int, int]
     milliseconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stopped:
+class Stopped(_Message):
     """The job was canceled and the pipeline is free."""
 
     job: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failed:
-    """`job` is None when the load failed."""
+class Failed(_Message):
+    """The job has no result, and why: an error's code and words (app/errors.py)."""
 
-    job: str | None
+    job: str
     code: str
     detail: str
+
+
+Order = Load | Run | Cancel | Watch
+Report = Stepped | Counted | Drawn | Encoded | Stopped | Failed
+
+
+def _encode_other(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} is no plain data")
+
+
+def _decode_other(kind: type, value: Any) -> Any:
+    if kind is Path:
+        return Path(value)
+    raise NotImplementedError(f"{kind.__name__} is no plain data")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_other)
+_orders = msgspec.msgpack.Decoder(Order, dec_hook=_decode_other)
+_answers = msgspec.msgpack.Decoder(Loaded | LoadFailed | Report, dec_hook=_decode_other)
+
+
+def pack(message: Any) -> bytes:
+    """A message as it travels, its length before it."""
+    body = _encoder.encode(message)
+    return LENGTH.pack(len(body)) + body
+
+
+def read_order(body: bytes) -> Order:
+    """What the service tells a worker; raises msgspec.DecodeError for anything else."""
+    return _orders.decode(body)
+
+
+def read_answer(body: bytes) -> Loaded | LoadFailed | Report:
+    """What a worker tells the service; raises msgspec.DecodeError for anything else."""
+    return _answers.decode(body)
