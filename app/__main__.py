@@ -3,6 +3,8 @@
 import asyncio
 import json
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -24,6 +26,18 @@ def _fail(message: str) -> NoReturn:
     """One line that says what is wrong, and exit code 1."""
     print(f"easel: {message}", file=sys.stderr)
     raise SystemExit(1)
+
+
+@contextmanager
+def _errors_in_a_line() -> Generator[None]:
+    try:
+        yield
+    except EaselError as error:
+        _fail(error.detail)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        _fail("stopped")
 
 
 def _settings() -> Settings:
@@ -100,7 +114,7 @@ def generate(
     from app.request import ImageRequest
 
     settings = _settings()
-    try:
+    with _errors_in_a_line():
         request = ImageRequest(
             prompt=prompt,
             negative_prompt=negative,
@@ -117,12 +131,6 @@ def generate(
             mask=mask.read_bytes() if mask else None,
         )
         asyncio.run(draw(settings, _catalog(settings), request, output, device))
-    except EaselError as error:
-        _fail(error.detail)
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        _fail("stopped")
 
 
 @app.command(

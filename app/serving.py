@@ -1,40 +1,29 @@
-"""Which model serves: installed, loaded, ready, or why not; and which worker and device a job gets.
+"""Which model serves where none is named: installed, loaded, ready, or why not yet.
 
-Knows the pool, the catalog and the installer; knows no queue and no record.
+Knows the catalog, the installer and the pool; knows no request and no job.
 """
 
 import asyncio
 import itertools
 import logging
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from app.device import Devices
-from app.errors import (
-    Busy,
-    EaselError,
-    InstallFailed,
-    LoadFailed,
-    NotInstalled,
-    Unavailable,
-    UnknownDevice,
-)
+from app.errors import Busy, EaselError, InstallFailed, Unavailable, UnknownDevice
 from app.installation.child import install
-from app.jobs.job import Job
+from app.jobs.dispatcher import Dispatcher
+from app.models import manifest
 from app.models.catalog import Catalog
-from app.models.manifest import missing
 from app.models.model import Model
-from app.models.source import adopt_installed, find
+from app.models.source import find, read_installed
 from app.settings import Settings
-from app.workers.pool import Pool
-from app.workers.worker import Worker
+from app.workers.placement import Placement, device_for
+from app.workers.pool import RETRY_LOAD, Pool
 
 log = logging.getLogger(__name__)
 
 RETRY_INSTALL = (60, 300, 900)  # seconds between attempts to install MODEL
-RETRY_LOAD = 30.0  # seconds after which a job may try a model again that failed to load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,66 +38,84 @@ class Readiness:
 
 
 class Serving:
-    """`on_change` is called when another model serves: jobs may have become possible."""
-
     def __init__(
         self,
         settings: Settings,
         catalog: Catalog,
         pool: Pool,
+        placement: Placement,
+        dispatcher: Dispatcher,
         devices: Devices,
-        on_change: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._catalog = catalog
         self._pool = pool
+        self._placement = placement
+        self._dispatcher = dispatcher
         self._devices = devices
-        self._on_change = on_change
-        self.installing: dict[str, dict[str, Any]] = {}  # by model or reference: how far it is
-        self._failed_loads: dict[str, tuple[float, str]] = {}
-        self._adopted = 0  # when the folder of installed models had last changed
+        self._sizes: dict[str, int] = {}  # by model: bytes on the disk
+        self._models_dir_changed = 0  # mtime (ns) of the folder of installed models, as last read
         self._current: tuple[Model, str] | None = None  # None until MODEL is known for what it is
-        self.readiness = Readiness(
+        self.installing: dict[str, dict[str, Any]] = {}  # by model or reference: how far it is
+        self._readiness = Readiness(
             status="loading", detail="Starting.", model=settings.model, device=settings.device
         )
         if (model := find(settings.model, catalog)) is not None:
             self._expect(model)
 
     @property
+    def readiness(self) -> Readiness:
+        ready = self._readiness.status == "ready"
+        if not ready and self._current is not None:
+            model, device = self._current
+            if self._pool.ready(model.name, device):  # a job has loaded what failed at the start
+                self._serve(model, device)
+        return self._readiness
+
+    @property
     def current(self) -> tuple[Model, str]:
-        """The model that is used where none is named, and its device."""
+        """The model that is used where none is named, and its device; raises Unavailable while
+        MODEL is not known for what it is."""
         if self._current is None:
-            raise Unavailable(self.readiness.detail, retry_after=round(RETRY_LOAD))
+            raise Unavailable(self._readiness.detail, retry_after=round(RETRY_LOAD))
         return self._current
 
     def _expect(self, model: Model) -> None:
         """Makes a model the serving one, loaded or not."""
-        if "device" in self._settings.model_fields_set:
-            model.check_device(self._settings.device)
-        self._current = (model, self._default_device(model))
-        self.readiness = replace(self.readiness, model=model.name, device=self._current[1])
+        self._put(model, device_for(model, self._settings))
+        self._readiness = replace(self._readiness, model=model.name, device=self.current[1])
+
+    def _put(self, model: Model, device: str) -> None:
+        self._current = (model, device)
+        self._placement.choose(model, device)
 
     def loaded_on(self, name: str) -> str | None:
-        """The device on which a model is warm."""
+        """The device on which a model is loaded."""
         worker = self._pool.warm(name)
         return worker.device if worker else None
 
+    async def size(self, model: Model) -> int:
+        """Bytes of the model on the disk; 0 where it is not installed. Read once."""
+        if model.name not in self._sizes:
+            self._sizes[model.name] = await asyncio.to_thread(manifest.size, model)
+        return self._sizes[model.name]
+
     async def load(self, name: str, device: str | None = None) -> tuple[Model, str]:
-        """Makes a model the serving pipeline when it is ready; until then, and if that fails, the
-        old one serves."""
+        """Makes a model the serving one when it is loaded; until then, and if that fails, the old
+        one serves. Raises UnknownModel, NotInstalled, UnknownDevice, LoadFailed."""
         model = self._installed(self._catalog.get(name))
-        device = self._device_of(model) if device is None else device
+        device = self._placement.device_for(model.name) if device is None else device
         model.check_device(device)
         absent = await self._devices.why_absent(device)
         if absent is not None:
             raise UnknownDevice(f"{device} is not available here: {absent}.", field="device")
-        self._pool.give_up(await self._pool.get(model, device))
+        self._pool.release(await self._pool.get(model, device))
         self._serve(model, device)
-        self._on_change()
+        self._dispatcher.pump()  # the jobs of the model run there from now on
         return model, device
 
     async def unload(self, name: str) -> None:
-        """Frees a model's memory; the next job for it loads it again."""
+        """Frees a model's memory; the next job for it loads it again. Raises Busy."""
         await self._pool.unload(self._catalog.get(name).name)
 
     async def bring_up(self) -> None:
@@ -120,7 +127,7 @@ class Serving:
                 return  # another model was loaded meanwhile
             try:
                 model = find(name, self._catalog)
-                if model is None or not model.installed or missing(model.weights_dir):
+                if model is None or not model.installed or await self._is_damaged(model):
                     model = await self._install(name)
                 name, device = model.name, self.current[1]
                 self._not_ready("loading", f"Loading {name} on {device}.")
@@ -131,19 +138,26 @@ class Serving:
                 self._not_ready("failed", f"{error.detail} It is tried again in {pause} seconds.")
             except Exception as error:  # noqa: BLE001 - whatever it is, the service tells it
                 broke = f"Loading {name} broke: {error!r}."
-                words = error.detail if isinstance(error, EaselError) else broke
-                log.error("load failed", extra={"model": name, "detail": words})
-                self._failed_loads[name] = (time.monotonic(), words)
-                self._not_ready("failed", words)
+                detail = error.detail if isinstance(error, EaselError) else broke
+                log.error("load failed", extra={"model": name, "detail": detail})
+                self._pool.note_failure(name, detail)
+                self._not_ready("failed", detail)
             await asyncio.sleep(pause)
 
-    def adopt(self) -> None:
+    async def adopt(self) -> None:
         """Makes known what another process (`app install`) has installed meanwhile."""
         models_dir = self._settings.data_dir.resolve() / "models"
         changed = models_dir.stat().st_mtime_ns if models_dir.is_dir() else 0
-        if changed != self._adopted:
-            self._adopted = changed
-            adopt_installed(self._catalog, models_dir)
+        if changed == self._models_dir_changed:
+            return
+        self._models_dir_changed = changed
+        self._sizes.clear()
+        for model in await asyncio.to_thread(read_installed, self._catalog, models_dir):
+            if model.name not in self._catalog.models:
+                self._catalog.add(model)
+
+    async def _is_damaged(self, model: Model) -> bool:
+        return bool(await asyncio.to_thread(manifest.missing, model.weights_dir))
 
     async def _install(self, reference: str) -> Model:
         """Gets a model's weights in a child process, and tells how far it is; raises
@@ -161,68 +175,37 @@ class Serving:
             await install(reference, on_progress)
         finally:
             del self.installing[name]
-        self.adopt()
+        await self.adopt()
         model = find(reference, self._catalog)
         if model is None or not model.installed:
-            raise NotInstalled(f"{reference} was installed, but cannot be found.", field="model")
+            raise InstallFailed(f"{reference} was installed, but cannot be found.")
         self._expect(model)
         return model
 
     def _serve(self, model: Model, device: str) -> None:
         """Whatever names no model goes to this one from now on."""
-        self._failed_loads.pop(model.name, None)
-        self._current = (model, device)
-        self.readiness = Readiness(
+        self._put(model, device)
+        self._readiness = Readiness(
             status="ready", detail="The pipeline is ready.", model=model.name, device=device
         )
 
     def _not_ready(self, status: str, detail: str, progress: dict[str, Any] | None = None) -> None:
         if self.readiness.status != "ready":  # another model may have been loaded meanwhile
-            self.readiness = replace(
-                self.readiness, status=status, detail=detail, progress=progress
+            self._readiness = replace(
+                self._readiness, status=status, detail=detail, progress=progress
             )
 
-    async def worker_for(self, job: Job, device: str) -> Worker:
-        """The worker for a job, loaded if need be."""
-        model = self._installed(self._catalog.get(job.model))
-        try:
-            worker = await self._pool.get(model, device)
-        except LoadFailed as error:
-            self._failed_loads[model.name] = (time.monotonic(), error.detail)
-            raise
-        if self.readiness.status != "ready" and (model, device) == self._current:
-            self._serve(model, device)  # what failed at the start works by now
-        return worker
-
-    def place(self, job: Job) -> str:
-        """The device for a job: where its model is serving or warm, else the model's usual one."""
-        try:
-            return self._device_of(self._catalog.get(job.model))
-        except EaselError:
-            return self.readiness.device  # the model is gone; the job fails there
-
-    def _device_of(self, model: Model) -> str:
-        if self._current is not None and model.name == self._current[0].name:
-            return self._current[1]
-        return self.loaded_on(model.name) or self._default_device(model)
-
-    def _default_device(self, model: Model) -> str:
-        device = self._settings.device
-        return device if model.supports(device) else model.devices[0]
-
     def servable(self, name: str | None) -> Model:
+        """The model of this name, or the serving one, if a job for it can be accepted; raises
+        UnknownModel, NotInstalled, or Unavailable where it is not ready or has just failed to
+        load."""
         model = self._installed(self._catalog.get(name) if name is not None else self.current[0])
-        when, why = self._failed_loads.get(model.name, (0.0, ""))
-        if why and time.monotonic() - when < RETRY_LOAD:
+        if why := self._pool.failure(model.name):
             raise Unavailable(f"{model.name} cannot serve: {why}", retry_after=round(RETRY_LOAD))
         return model
 
     def _installed(self, model: Model) -> Model:
         if not model.installed and model.name in self.installing:
-            raise Unavailable(self.readiness.detail, retry_after=round(RETRY_LOAD))
-        if not model.installed:
-            raise NotInstalled(
-                f"{model.name} is not installed; `python -m app install {model.name}` installs it.",
-                field="model",
-            )
+            raise Unavailable(self._readiness.detail, retry_after=round(RETRY_LOAD))
+        model.require_installed()
         return model

@@ -6,11 +6,9 @@ For people with new hardware in their hands; needs no server. Names no device an
 import asyncio
 import io
 import statistics
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import psutil
 from PIL import Image, ImageStat
@@ -22,7 +20,8 @@ from app.models.model import Model
 from app.pictures.codec import to_png
 from app.request import ImageRequest, Recipe
 from app.settings import Settings
-from app.workers.message import Drawn, Stopped
+from app.workers.message import Drawn, Run, Stopped
+from app.workers.outcome import Outcome
 from app.workers.worker import Worker, WorkerOptions
 
 PROMPT = "a photograph of a red fox in the snow, highly detailed"
@@ -60,48 +59,46 @@ async def check(settings: Settings, catalog: Catalog, device: str) -> AsyncItera
 
 
 async def _check_model(settings: Settings, model: Model, device: str) -> AsyncIterator[Finding]:
-    with tempfile.TemporaryDirectory() as folder:
-        trial = Trial(WorkerOptions.of(settings), model, device, Path(folder))
-        tries = [
-            ("load", trial.load),
-            ("a picture", trial.picture),
-            ("the same seed, the same file", trial.same_again),
-            ("the seconds a picture takes", trial.speed),
-            ("a picture from a picture", trial.image_to_image),
-            ("cancel", trial.cancel),
-            ("a second pipeline is refused", trial.second),
-            ("load once more", trial.load),
-            ("still the same file", trial.same_again),
-        ]
-        try:
-            for what, attempt in tries:
-                try:
-                    async with asyncio.timeout(settings.stall_timeout):
-                        detail = await attempt()
-                except TimeoutError:
-                    detail = f"nothing came of it in {settings.stall_timeout:g} s (STALL_TIMEOUT)"
-                    yield Finding(what=what, well=False, detail=detail)
+    trial = Trial(WorkerOptions.of(settings), model, device)
+    tries = [
+        ("load", trial.load),
+        ("a picture", trial.picture),
+        ("the same seed, the same file", trial.same_again),
+        ("the seconds a picture takes", trial.speed),
+        ("a picture from a picture", trial.image_to_image),
+        ("cancel", trial.cancel),
+        ("a second pipeline is refused", trial.second),
+        ("load once more", trial.load),
+        ("still the same file", trial.same_again),
+    ]
+    try:
+        for what, attempt in tries:
+            try:
+                async with asyncio.timeout(settings.stall_timeout):
+                    detail = await attempt()
+            except TimeoutError:
+                detail = f"nothing came of it in {settings.stall_timeout:g} s (STALL_TIMEOUT)"
+                yield Finding(what=what, well=False, detail=detail)
+                return
+            except (EaselError, Failure) as error:
+                yield Finding(what=what, well=False, detail=str(error))
+                if not trial.loaded:
                     return
-                except (EaselError, Failure) as error:
-                    yield Finding(what=what, well=False, detail=str(error))
-                    if not trial.loaded:
-                        return
-                else:
-                    if detail is not None:
-                        yield Finding(what=what, well=True, detail=detail)
-        finally:
-            await trial.end()
+            else:
+                if detail is not None:
+                    yield Finding(what=what, well=True, detail=detail)
+    finally:
+        await trial.end()
 
 
 class Trial:
     """One model on one device. Each check answers its figures, None where it does not apply, or
     raises Failure."""
 
-    def __init__(self, options: WorkerOptions, model: Model, device: str, folder: Path) -> None:
+    def __init__(self, options: WorkerOptions, model: Model, device: str) -> None:
         self._options = options
         self._model = model
         self._device = device
-        self._folder = folder
         self._worker: Worker | None = None
         self._recipe, _ = model.complete(ImageRequest(prompt=PROMPT, seed=1))
         self._first = b""
@@ -109,7 +106,7 @@ class Trial:
 
     @property
     def loaded(self) -> bool:
-        return self._worker is not None and not self._worker.dead.is_set()
+        return self._worker is not None and not self._worker.dead
 
     async def end(self) -> None:
         if self._worker is not None:
@@ -152,21 +149,21 @@ class Trial:
         if not self._model.limits.image_to_image:
             return None
         start = Image.linear_gradient("L").resize((self._recipe.width, self._recipe.height))
-        (self._folder / "init_image.png").write_bytes(to_png(start.convert("RGB")))
         request = ImageRequest(prompt=PROMPT, seed=1, init_image=b"-")
         recipe, _ = self._model.complete(request, init_size=start.size)
-        _, drawn = await self._draw(recipe)
+        _, drawn = await self._draw(recipe, {"init_image.png": to_png(start.convert("RGB"))})
         return f"strength {recipe.strength:g}: {sum(drawn.timings_ms.values()):.0f} ms"
 
     async def cancel(self) -> str:
         worker = self._ready()
         stepped = asyncio.Event()
-        task = worker.run("canceled", self._recipe, self._folder, lambda _: stepped.set())
-        task.drawn.add_done_callback(lambda _: stepped.set())
+        order = Run(job="canceled", recipe=self._recipe)
+        outcome = Outcome(worker, order, lambda *_: stepped.set())
+        outcome.drawn.add_done_callback(lambda _: stepped.set())
         await stepped.wait()
         began = time.perf_counter()
         worker.cancel("canceled")
-        ended = await task.drawn
+        ended = await outcome.drawn
         took = time.perf_counter() - began
         if not isinstance(ended, Stopped):
             return "the picture was finished before it could be canceled"
@@ -184,9 +181,12 @@ class Trial:
         await worker.stop()
         raise Failure("it was loaded beside the first one")
 
-    async def _draw(self, recipe: Recipe) -> tuple[bytes, Drawn]:
-        task = self._ready().run("picture", recipe, self._folder, lambda _: None)
-        drawn, encoded = await task.drawn, await task.encoded
+    async def _draw(
+        self, recipe: Recipe, inputs: dict[str, bytes] | None = None
+    ) -> tuple[bytes, Drawn]:
+        order = Run(job="picture", recipe=recipe, inputs=inputs or {})
+        outcome = Outcome(self._ready(), order)
+        drawn, encoded = await outcome.drawn, await outcome.encoded
         assert isinstance(drawn, Drawn)
         return encoded.pictures[0], drawn
 

@@ -1,7 +1,6 @@
 """A picture without a server: one worker, one request, a progress bar, a file."""
 
 import asyncio
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +10,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from app.errors import InvalidRequest, NotInstalled
 from app.models.catalog import Catalog
 from app.models.source import find
-from app.pictures.inputs import fit_inputs, open_inputs
+from app.preparation import prepare
 from app.request import FORMATS, ImageFormat, ImageRequest
 from app.settings import Settings
-from app.workers.message import Counted, Stepped
+from app.workers.message import Run
+from app.workers.outcome import Outcome
+from app.workers.placement import device_for
 from app.workers.worker import Worker, WorkerOptions
 
 
@@ -24,46 +25,38 @@ async def draw(
     """Makes the request's pictures in `output`; several get -1, -2, ... before the ending."""
     reference = request.model or settings.model
     model = find(reference, catalog)
-    if model is None or not model.installed:
+    if model is None:
         raise NotInstalled(
             f"{reference} is not installed; `python -m app install {reference}` installs it."
         )
+    model.require_installed()
     request = replace(request, format=_format(output))
     if not output.parent.is_dir():
         raise InvalidRequest(f"There is no folder {output.parent}.")
-    pictures = open_inputs(request)
-    init = pictures.get("init_image")
-    recipe, warnings = model.complete(request, init_size=init.size if init else None)
-    if device is not None or "device" in settings.model_fields_set:
-        device = (device or settings.device).upper()
-        model.check_device(device)
-    else:
-        device = settings.device if model.supports(settings.device) else model.devices[0]
+    prepared = await prepare(request, model)
+    recipe = prepared.recipe
+    device = device_for(model, settings, device)
     console = Console(stderr=True)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(),
-            console=console,
-        ) as progress,
-    ):
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
         bar = progress.add_task(f"loading {model.name} on {device}", total=None)
-        for name, data in fit_inputs(pictures, recipe, request).items():
-            (Path(folder) / name).write_bytes(data)
         worker = await Worker.start(model, device, WorkerOptions.of(settings))
         try:
             total = recipe.steps * recipe.images
             progress.update(bar, description="drawing", completed=0, total=total)
 
-            def on_step(told: Stepped | Counted) -> None:
-                progress.update(bar, completed=told.step, total=told.steps)
+            def on_step(step: int, steps: int) -> None:
+                progress.update(bar, completed=step, total=steps)
 
-            task = worker.run("picture", recipe, Path(folder), on_step)
-            drawn = await task.drawn
-            encoded = await task.encoded
+            order = Run(job="picture", recipe=recipe, inputs=prepared.inputs)
+            outcome = Outcome(worker, order, on_step)
+            drawn = await outcome.drawn
+            encoded = await outcome.encoded
             progress.update(bar, description="drawn", completed=total, total=total)
         finally:
             await asyncio.shield(worker.stop())
@@ -71,7 +64,7 @@ async def draw(
         path = output if recipe.images == 1 else output.with_stem(f"{output.stem}-{n + 1}")
         path.write_bytes(data)
         console.print(f"{path}  seed {recipe.image_seed(n)}", highlight=False, soft_wrap=True)
-    for warning in (*warnings, *getattr(drawn, "warnings", ())):
+    for warning in (*prepared.warnings, *getattr(drawn, "warnings", ())):
         console.print(f"note: {warning}", highlight=False, soft_wrap=True)
 
 

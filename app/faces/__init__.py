@@ -6,6 +6,7 @@ from app.faces.face import Face
 
 NAMES = (
     "native",
+    "native_server",
     "pipeline",
     "generate",
     "image_generate",

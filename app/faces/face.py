@@ -3,7 +3,7 @@ other."""
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,8 +13,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
 
 from app import errors
+from app.caller import Caller
 from app.engine import Engine
-from app.jobs.job import Job, JobEvent, JobState
+from app.jobs.job import Job, JobState
+from app.logs import request_id
 from app.request import ImageFormat
 
 T = TypeVar("T")
@@ -91,63 +93,53 @@ def engine_of(request: Request) -> Engine:
     return request.app.state.engine
 
 
-def owner_of(request: Request) -> str:
-    """Whose request it is: a digest of the key it came with, empty where no keys are set."""
+def caller_of(request: Request, face: str) -> Caller:
+    """Who calls: the owner is a digest of the key that was shown, empty where no keys are set."""
     key = request.scope.get("easel_key", "")
-    return hashlib.sha256(key.encode()).hexdigest()[:32] if key else ""
+    owner = hashlib.sha256(key.encode()).hexdigest()[:32] if key else ""
+    return Caller(face=face, owner=owner, request_id=request_id.get())
 
 
 async def finished(request: Request, job: Job) -> tuple[Job, list[bytes]]:
     """The job once it has succeeded, and its pictures' files, for a client that waits; raises what
-    it failed with. When the client hangs up meanwhile, the engine hears that nobody waits."""
+    it failed with. When the client hangs up meanwhile, the engine learns that nobody waits."""
     engine = engine_of(request)
-    live = engine.live(job.id)
-    gone = asyncio.ensure_future(_hung_up(request))
-    with engine.attend(job.id):
-        waiting = asyncio.ensure_future(engine.wait(job.id))
+    hung_up = asyncio.ensure_future(_hung_up(request))
+    with engine.waiting(job.id):
+        ended = asyncio.ensure_future(engine.wait(job.id))
         try:
-            await asyncio.wait([waiting, gone], return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
+            await asyncio.wait([ended, hung_up], return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
                 raise errors.HungUp("The client hung up.")
-            job = succeeded(waiting.result())
-            return job, (live.pictures if live else []) or await engine.pictures(job)
+            job = succeeded(ended.result())
         finally:
-            gone.cancel()
-            waiting.cancel()
-
-
-async def followed(request: Request, job: Job) -> AsyncGenerator[JobEvent | None]:
-    """The job's events to its end for a client that reads along, None after each quarter of a
-    minute without one. Ends early when the client hangs up or the service closes."""
-    engine = engine_of(request)
-    ends = [asyncio.ensure_future(_hung_up(request)), asyncio.ensure_future(engine.closing.wait())]
-    events = engine.events(job.id)
-    event = asyncio.ensure_future(anext(events, None))
-    try:
-        with engine.attend(job.id):
-            while True:
-                done, _ = await asyncio.wait(
-                    [event, *ends], timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED
-                )
-                if event in done:
-                    happened = event.result()
-                    if happened is None:
-                        return
-                    event = asyncio.ensure_future(anext(events, None))
-                    yield happened
-                elif done:
-                    return
-                else:
-                    yield None
-    finally:
-        for task in (event, *ends):
-            task.cancel()
+            hung_up.cancel()
+            ended.cancel()
+    return job, await engine.pictures(job)
 
 
 async def _hung_up(request: Request) -> None:
     """Returns when the client has closed its connection. The body must have been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def with_silences(events: AsyncIterator[T]) -> AsyncGenerator[T | None]:
+    """What comes, and None after each KEEP_ALIVE seconds in which nothing came."""
+    coming = asyncio.ensure_future(anext(events, None))
+    try:
+        while True:
+            await asyncio.wait([coming], timeout=KEEP_ALIVE)
+            if not coming.done():
+                yield None
+                continue
+            event = coming.result()
+            if event is None:
+                return
+            coming = asyncio.ensure_future(anext(events, None))
+            yield event
+    finally:
+        coming.cancel()
 
 
 def succeeded(job: Job) -> Job:

@@ -8,14 +8,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from app.caller import Terms
 from app.errors import EaselError, InvalidRequest
 from app.faces.face import (
     Face,
+    caller_of,
     engine_of,
     finished,
     headers_of,
     leniently,
-    owner_of,
     picture_response,
     status_of,
     unknown,
@@ -93,7 +94,7 @@ async def generate(request: Request, body: dict[str, Any]) -> Response:
         raise InvalidRequest(warnings[0])
     form = wanted_format(request) or ("jpeg" if strict else None)
     job = await engine_of(request).submit(
-        to_request(known, form), lenient=not strict, face="generate", owner=owner_of(request)
+        to_request(known, form), caller_of(request, face.name), Terms(lenient=not strict)
     )
     job, [data] = await finished(request, job)
     warnings += job.warnings

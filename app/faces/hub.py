@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from app.errors import EaselError, InvalidRequest, Unavailable
 from app.faces.face import (
     Face,
+    caller_of,
     engine_of,
     finished,
     headers_of,
-    owner_of,
     picture_response,
     status_of,
     wanted_format,
@@ -90,7 +90,7 @@ async def run(request: Request, model: str) -> Response:
     kind = request.headers.get("content-type", "")
     is_json = "json" in kind or data.lstrip()[:1] == b"{"
     asked = to_request(model, _parse(data) if is_json else data, wanted_format(request))
-    job = await engine_of(request).submit(asked, face="hub", owner=owner_of(request))
+    job = await engine_of(request).submit(asked, caller_of(request, face.name))
     job, [data] = await finished(request, job)
     return picture_response(job, data, job.warnings)
 

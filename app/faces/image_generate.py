@@ -9,10 +9,11 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 
+from app.caller import Terms
 from app.engine import Engine
 from app.errors import Busy, EaselError, Unavailable, UnknownJob
-from app.faces.face import STATUS, Face, engine_of, entry_for, headers_of, owner_of
-from app.jobs.job import Job, JobState
+from app.faces.face import STATUS, Face, caller_of, engine_of, entry_for, headers_of
+from app.jobs.job import Job, JobQuery, JobState
 from app.pictures import data_uri
 from app.request import ImageRequest
 
@@ -32,9 +33,9 @@ class Body(BaseModel):
 
 
 async def _available(engine: Engine) -> bool:
-    if engine.serving.readiness.status != "ready":
+    if engine.readiness.status != "ready":
         return False
-    last = await engine.jobs(face=NAME, limit=1)
+    last = await engine.jobs(JobQuery(face=NAME, limit=1))
     return not last or last[0].state.ended
 
 
@@ -47,10 +48,10 @@ async def status(request: Request) -> dict[str, bool]:
 async def post_generate(request: Request, body: Body) -> dict[str, str]:
     """Starts a generation; 429 while one is running or no pipeline is ready."""
     engine = engine_of(request)
-    if engine.serving.readiness.status != "ready":
+    if engine.readiness.status != "ready":
         raise Busy(BUSY)
     job = await engine.submit(
-        ImageRequest(prompt=body.prompt), face=NAME, owner=owner_of(request), alone=True
+        ImageRequest(prompt=body.prompt), caller_of(request, NAME), Terms(one_at_a_time=True)
     )
     return {"generation_uuid": job.id}
 
@@ -70,7 +71,9 @@ async def get_generate(
         if job.face != NAME:
             raise UnknownJob(f"There is no generation {generation_uuid}.")
         return JSONResponse([await to_response(request, job)] if job.state.ended else [])
-    page = await engine.jobs(face=NAME, limit=limit + 1, before=str(before) if before else None)
+    page = await engine.jobs(
+        JobQuery(face=NAME, limit=limit + 1, before=str(before) if before else None)
+    )
     shown = page[:limit]
     results = [await to_response(request, job) for job in shown if job.state.ended]
     headers: dict[str, str] = {}

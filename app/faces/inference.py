@@ -7,13 +7,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from app.caller import Terms
 from app.errors import EaselError
 from app.faces.face import (
     Face,
+    caller_of,
     engine_of,
     finished,
     headers_of,
-    owner_of,
     status_of,
 )
 from app.pictures import data_uri
@@ -66,7 +67,7 @@ def to_request(body: Body) -> ImageRequest:
 async def inference(request: Request, body: Body) -> dict[str, Any]:
     uid = body.uid or uuid.uuid4().hex
     job = await engine_of(request).submit(
-        to_request(body), face="inference", owner=owner_of(request), tag=uid
+        to_request(body), caller_of(request, face.name), Terms(tag=uid)
     )
     job, [data] = await finished(request, job)
     return {

@@ -1,7 +1,6 @@
-"""The native API: jobs, their events and pictures, models, devices, health. docs/api.md is its
-contract."""
+"""The native API: jobs, their events and their pictures. docs/api.md is its contract; models,
+devices and health are in native_server.py."""
 
-import asyncio
 import hashlib
 import json
 import re
@@ -15,11 +14,10 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.caller import Idempotency, Terms
 from app.engine import Engine
-from app.faces.face import Face, engine_of, owner_of, problem
-from app.jobs.job import Job, JobEvent, JobState
-from app.models.manifest import size
-from app.models.model import Model
+from app.faces.face import Face, caller_of, engine_of, problem
+from app.jobs.job import Job, JobEvent, JobQuery, JobState
 from app.pictures import data_uri
 from app.request import MAX_PROMPT, MAX_SEED, ImageFormat, ImageRequest
 
@@ -55,14 +53,6 @@ class JobBody(BaseModel):
     )
     format: ImageFormat | None = Field(default=None, description="png, jpeg or webp; default: png")
     quality: int | None = Field(default=None, description="of JPEG and WebP, 1 to 100; default: 90")
-
-
-class LoadBody(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    device: str | None = Field(
-        default=None, description="default: the serving device, if the model runs there"
-    )
 
 
 async def to_request(body: JobBody, engine: Engine) -> ImageRequest:
@@ -140,21 +130,18 @@ async def post_job(
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> Response:
     """Hands a job in. `Prefer: wait=N` answers with the ended job if it ends within N seconds."""
-    engine, owner = engine_of(request), owner_of(request)
-    job, digest = None, None
+    engine, caller = engine_of(request), caller_of(request, face.name)
+    job, idempotency = None, None
     if idempotency_key is not None:
         # Escaped to ASCII: not every text that JSON can hold is valid Unicode.
-        said = json.dumps(body.model_dump(), sort_keys=True)
-        digest = hashlib.sha256(said.encode()).hexdigest()
+        asked = json.dumps(body.model_dump(), sort_keys=True)
+        digest = hashlib.sha256(asked.encode()).hexdigest()
+        idempotency = Idempotency(key=idempotency_key, digest=digest)
         # Before the body's pictures are looked up: those of other jobs may be gone by now.
-        job = await engine.known(owner, idempotency_key, digest)
+        job = await engine.known(caller, idempotency)
     if job is None:
-        job = await engine.submit(
-            await to_request(body, engine),
-            owner=owner,
-            idempotency_key=idempotency_key,
-            digest=digest,
-        )
+        asked_for = await to_request(body, engine)
+        job = await engine.submit(asked_for, caller, Terms(idempotency=idempotency))
     headers = {"Location": f"/jobs/{job.id}"}
     seconds = _wait_seconds(prefer)
     if seconds is not None:
@@ -179,7 +166,7 @@ async def get_jobs(
 ) -> dict[str, Any]:
     """The history, newest first. `next` is the value of `before` for the page that follows."""
     engine = engine_of(request)
-    jobs = await engine.jobs(state=state, limit=limit + 1, before=before)
+    jobs = await engine.jobs(JobQuery(state=state, limit=limit + 1, before=before))
     page = jobs[:limit]
     return {
         "jobs": [to_response(job, engine) for job in page],
@@ -217,27 +204,8 @@ async def get_events(
     """What happens to the job as server-sent events: state, progress, preview, done."""
     engine = engine_of(request)
     after = int(last_event_id) if last_event_id and re.fullmatch(r"\d{1,9}", last_event_id) else 0
-    async for event in _until_closing(engine.events(job.id, after), engine.closing):
+    async for event in engine.events(job.id, after):
         yield ServerSentEvent(event=event.kind, id=str(event.id), data=_event_data(event, engine))
-
-
-async def _until_closing(
-    events: AsyncIterator[JobEvent], closing: asyncio.Event
-) -> AsyncIterator[JobEvent]:
-    """The events, until the service closes: an open stream would hold up its end."""
-    end = asyncio.ensure_future(closing.wait())
-    event: asyncio.Future[JobEvent | None] | None = None
-    try:
-        while True:
-            event = asyncio.ensure_future(anext(events, None))
-            await asyncio.wait([event, end], return_when=asyncio.FIRST_COMPLETED)
-            if not event.done() or (found := event.result()) is None:
-                return
-            yield found
-    finally:
-        end.cancel()
-        if event is not None:
-            event.cancel()
 
 
 def _event_data(event: JobEvent, engine: Engine) -> dict[str, Any]:
@@ -272,80 +240,4 @@ async def get_input(request: Request, job_id: str, field: str) -> Response:
     return Response(await engine_of(request).input_image(job_id, field), media_type="image/png")
 
 
-@router.get("/models", tags=["models"])
-async def get_models(request: Request) -> dict[str, Any]:
-    engine = engine_of(request)
-    return {"models": [_model(model, engine) for model in engine.catalog]}
-
-
-@router.get("/models/{name}", tags=["models"])
-async def get_model(request: Request, name: str) -> dict[str, Any]:
-    engine = engine_of(request)
-    return _model(engine.catalog.get(name), engine)
-
-
-def _model(model: Model, engine: Engine) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "title": model.title,
-        "aliases": list(model.aliases),
-        "family": model.family,
-        "licence": model.licence,
-        "installed": model.installed,
-        "installing": engine.serving.installing.get(model.name),
-        "bytes": size(model) or model.weights.bytes,
-        "loaded": engine.serving.loaded_on(model.name),
-        "devices": list(model.devices),
-        "defaults": asdict(model.defaults),
-        "limits": asdict(model.limits),
-        "samplers": list(model.samplers),
-    }
-
-
-@router.post("/models/{name}/load", tags=["models"])
-async def load_model(request: Request, name: str, body: LoadBody | None = None) -> dict[str, Any]:
-    """Makes the model the serving pipeline; answers when it is ready. Until then the old one
-    serves."""
-    engine = engine_of(request)
-    device = body.device.upper() if body and body.device is not None else None
-    model, _ = await engine.serving.load(name, device)
-    return _model(model, engine)
-
-
-@router.delete("/models/{name}/load", status_code=204, tags=["models"])
-async def unload_model(request: Request, name: str) -> Response:
-    """Frees the model's memory. The next job for it loads it again."""
-    await engine_of(request).serving.unload(name)
-    return Response(status_code=204)
-
-
-@router.get("/devices", tags=["devices"])
-async def get_devices(request: Request) -> list[dict[str, Any]]:
-    return [asdict(device) for device in await engine_of(request).devices.list()]
-
-
-@router.get("/health", tags=["health"])
-async def health() -> dict[str, str]:
-    """Answers as long as the process lives."""
-    return {"status": "healthy"}
-
-
-@router.get("/health/ready", tags=["health"])
-async def ready(request: Request) -> Response:
-    """200 when a job handed in now would be worked on, else 503 and why not yet."""
-    readiness = engine_of(request).serving.readiness
-    if readiness.status == "ready":
-        body = {"status": "ready", "model": readiness.model, "device": readiness.device}
-        return JSONResponse(body)
-    body: dict[str, Any] = {"status": readiness.status, "detail": readiness.detail}
-    if readiness.progress is not None:
-        body["progress"] = readiness.progress
-    return JSONResponse(body, 503)
-
-
-face = Face(
-    name="native",
-    router=router,
-    paths=("/jobs", "/models", "/devices", "/health"),
-    render_error=problem,
-)
+face = Face(name="native", router=router, paths=("/jobs",), render_error=problem)

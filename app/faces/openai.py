@@ -1,7 +1,6 @@
 """OpenAI's images API, and the same under /v3 with the names that OpenVINO Model Server's clients
 use. Strict: what would change the picture and cannot be done is refused."""
 
-import contextlib
 import json
 import re
 from collections.abc import AsyncIterator
@@ -9,22 +8,24 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from app import errors
+from app.caller import Terms
 from app.faces.face import (
     Face,
+    caller_of,
     engine_of,
     entry_for,
     finished,
-    followed,
     headers_of,
-    owner_of,
     status_of,
     succeeded,
     unknown,
+    with_silences,
 )
 from app.jobs.job import Job
 from app.pictures import data_uri
@@ -144,13 +145,11 @@ async def _form(request: Request) -> tuple[Body, dict[str, bytes]]:
 async def _answer(request: Request, body: Body, files: dict[str, bytes], kind: str) -> Response:
     job = await engine_of(request).submit(
         to_request(body, files),
-        face="openai",
-        owner=owner_of(request),
-        repeatable=True,
-        watched=bool(body.stream and body.partial_images),
+        caller_of(request, face.name),
+        Terms(repeatable=True, watched=bool(body.stream and body.partial_images)),
     )
     if body.stream:
-        return StreamingResponse(_stream(request, body, job, kind), media_type="text/event-stream")
+        return EventSourceResponse(_stream(request, body, job, kind))
     job, drawn = await finished(request, job)
     # A client that names a dall-e model expects addresses, as that model's own service gave.
     usual = "url" if (body.model or "").startswith("dall-e") else "b64_json"
@@ -192,17 +191,19 @@ def _usage(job: Job) -> dict[str, Any]:
     }
 
 
-async def _stream(request: Request, body: Body, job: Job, kind: str) -> AsyncIterator[str]:
+async def _stream(request: Request, body: Body, job: Job, kind: str) -> AsyncIterator[bytes]:
     """Partial images, which are the denoiser's own previews at even distances, then the finished
     ones."""
+    engine = engine_of(request)
     wanted = body.partial_images or 0
     sent = 0
     about: dict[str, Any] = {**_looks(job), "created_at": int(job.created), "quality": "auto"}
     try:
-        async with contextlib.aclosing(followed(request, job)) as events:
+        events = with_silences(engine.events(job.id))
+        with engine.waiting(job.id):
             async for event in events:
                 if event is None:
-                    yield ": still at it\n\n"
+                    yield KEEPALIVE_COMMENT
                     continue
                 job = event.job
                 due = (sent + 1) / (wanted + 1)
@@ -216,30 +217,27 @@ async def _stream(request: Request, body: Body, job: Job, kind: str) -> AsyncIte
                     )
                     sent += 1
         about |= {"usage": _usage(job), **_warnings(body, job)}
-        for picture in await engine_of(request).pictures(succeeded(job)):
+        for picture in await engine.pictures(succeeded(job)):
             yield _event(f"{kind}.completed", about, b64_json=data_uri.to_base64(picture))
     except errors.EaselError as error:
-        yield f"event: error\ndata: {json.dumps(_error(error))}\n\n"
+        yield format_sse_event(event="error", data_str=json.dumps(_error(error)))
 
 
-def _event(kind: str, about: dict[str, Any], **more: Any) -> str:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **about, **more})}\n\n"
+def _event(kind: str, about: dict[str, Any], **more: Any) -> bytes:
+    return format_sse_event(event=kind, data_str=json.dumps({"type": kind, **about, **more}))
 
 
 @_routes.get("/models")
 async def get_models(request: Request) -> dict[str, Any]:
     """The installed models, also under the names of MODEL_ALIASES."""
-    catalog = engine_of(request).catalog
-    names = [*catalog.models, *catalog.outside]
-    return {
-        "object": "list",
-        "data": [_model(name) for name in names if catalog.get(name).installed],
-    }
+    engine = engine_of(request)
+    installed = (name for name in engine.model_names() if engine.model(name).installed)
+    return {"object": "list", "data": [_model(name) for name in installed]}
 
 
 @_routes.get("/models/{name:path}")
 async def get_model(request: Request, name: str) -> dict[str, Any]:
-    engine_of(request).catalog.get(name)
+    engine_of(request).model(name)
     return _model(name)
 
 

@@ -7,9 +7,10 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.caller import Terms
 from app.errors import Busy, EaselError, LoadFailed, NotEnded
-from app.faces.face import Face, engine_of, headers_of, owner_of, status_of
-from app.jobs.job import Job, JobState
+from app.faces.face import Face, caller_of, engine_of, headers_of, status_of
+from app.jobs.job import Job, JobQuery, JobState
 from app.pictures import data_uri
 from app.request import ImageRequest
 
@@ -57,7 +58,7 @@ def to_request(body: RunBody) -> ImageRequest:
 
 async def _last(request: Request) -> Job | None:
     """The last run of this face. The records remember it, also over a restart."""
-    jobs = await engine_of(request).jobs(face=NAME, limit=1)
+    jobs = await engine_of(request).jobs(JobQuery(face=NAME, limit=1))
     return jobs[0] if jobs else None
 
 
@@ -70,9 +71,7 @@ async def select_device(request: Request, body: DeviceBody, last: LastRun) -> di
     engine = engine_of(request)
     if last is not None and not last.state.ended:
         raise Busy("Pipeline execution is running; select the device when it has ended.")
-    _, device = await engine.serving.load(
-        body.model or engine.serving.current[0].name, body.device.upper()
-    )
+    _, device = await engine.load(body.model, body.device.upper())
     return {"status": "success", "message": f"Pipeline prepared on {device}."}
 
 
@@ -80,10 +79,11 @@ async def select_device(request: Request, body: DeviceBody, last: LastRun) -> di
 async def run(request: Request, body: RunBody) -> dict[str, str]:
     """Starts a run in the background; 409 while one is running or no pipeline is ready."""
     engine = engine_of(request)
-    if engine.serving.readiness.status != "ready":
+    if engine.readiness.status != "ready":
         raise Busy(BUSY)
     try:
-        job = await engine.submit(to_request(body), face=NAME, owner=owner_of(request), alone=True)
+        caller = caller_of(request, NAME)
+        job = await engine.submit(to_request(body), caller, Terms(one_at_a_time=True))
     except Busy:
         raise Busy(BUSY) from None
     return {
@@ -96,7 +96,7 @@ async def run(request: Request, body: RunBody) -> dict[str, str]:
 @router.get("/status")
 async def status(request: Request, last: LastRun) -> dict[str, Any]:
     """About the last run only. Reading it changes nothing."""
-    serving = engine_of(request).serving.readiness
+    serving = engine_of(request).readiness
     return {
         "running": last is not None and not last.state.ended,
         "completed": last is not None and last.state is JobState.SUCCEEDED,

@@ -11,18 +11,18 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from app import __version__, errors
+from app.caller import Terms
 from app.faces.face import (
     Face,
+    caller_of,
     engine_of,
     finished,
     headers_of,
     leniently,
-    owner_of,
     status_of,
     unknown,
 )
 from app.jobs.job import Job, JobState
-from app.jobs.live import LiveJob
 from app.pictures import data_uri
 from app.pictures.infotext import parameters
 from app.request import ImageFormat, ImageRequest, Resize
@@ -130,10 +130,9 @@ async def generate(request: Request, body: dict[str, Any]) -> Response:
     off = {key for key in rest if key.startswith("hr_") or rest[key] in _OFF.get(key, ())}
     warnings += unknown(rest, harmless=_HARMLESS | off)
     if asked.model and not known.override_settings_restore_afterwards:
-        await engine.serving.load(asked.model)
-    job = await engine.submit(
-        asked, lenient=True, face=NAME, owner=owner_of(request), tag=known.force_task_id
-    )
+        await engine.load(asked.model)
+    terms = Terms(lenient=True, tag=known.force_task_id)
+    job = await engine.submit(asked, caller_of(request, NAME), terms)
     try:
         job, files = await finished(request, job)
     except errors.JobCanceled:
@@ -176,25 +175,25 @@ def _timestamp(seconds: float) -> str:
     return time.strftime("%Y%m%d%H%M%S", time.gmtime(seconds))
 
 
-def _current(request: Request) -> LiveJob | None:
+def _current(request: Request) -> Job | None:
     """The caller's own job that runs, or else that is next."""
-    return next(iter(engine_of(request).active(face=NAME, owner=owner_of(request))), None)
+    return next(iter(engine_of(request).active(caller_of(request, NAME))), None)
 
 
 @router.get("/sdapi/v1/progress")
 async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
     """Of the caller's own job; 0 and no job when there is none."""
-    live = _current(request)
-    if live is None:
+    job = _current(request)
+    if job is None:
         return {"progress": 0.0, "eta_relative": 0.0, "state": _state(None),
                 "current_image": None, "textinfo": None}  # fmt: skip
-    done, preview = live.job.progress, None if skip_current_image else live.preview()
+    preview = None if skip_current_image else engine_of(request).preview(job.id)
     return {
-        "progress": done.fraction,
-        "eta_relative": done.eta_seconds or 0.0,
-        "state": _state(live.job),
+        "progress": job.progress.fraction,
+        "eta_relative": job.progress.eta_seconds or 0.0,
+        "state": _state(job),
         "current_image": data_uri.to_base64(preview) if preview else None,
-        "textinfo": "Waiting..." if live.job.state is JobState.QUEUED else None,
+        "textinfo": "Waiting..." if job.state is JobState.QUEUED else None,
     }
 
 
@@ -215,9 +214,9 @@ def _state(job: Job | None) -> dict[str, Any]:
 async def interrupt(request: Request) -> dict[str, Any]:
     """Ends what the caller's own key has running through this face, or else what is next."""
     engine, first = engine_of(request), _current(request)
-    active = engine.active(face=NAME, owner=owner_of(request))
-    for live in [live for live in active if live.job.state is JobState.RUNNING or live is first]:
-        await engine.cancel(live.job.id)
+    active = engine.active(caller_of(request, NAME))
+    for job in [job for job in active if job.state is JobState.RUNNING or job is first]:
+        await engine.cancel(job.id)
     return {}
 
 

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.faces.face import Face, engine_of, leniently, owner_of, problem, unknown
-from app.jobs.job import JobState
+from app.faces.face import Face, caller_of, engine_of, leniently, problem, unknown
+from app.jobs.job import JobQuery, JobState
 from app.pictures import codec, data_uri
 from app.pictures.transform import enlarge
 from app.samplers import title_of
@@ -66,7 +66,7 @@ def _json(content: Any) -> Response:
 
 @router.get("/sdapi/v1/options")
 async def get_options(request: Request) -> dict[str, Any]:
-    name = engine_of(request).serving.current[0].name
+    name = engine_of(request).serving_model.name
     return {"sd_model_checkpoint": name, "sd_checkpoint_hash": None, "sd_vae": "Automatic",
             "samples_format": "png", "CLIP_stop_at_last_layers": 1}  # fmt: skip
 
@@ -77,7 +77,7 @@ async def post_options(request: Request, body: dict[str, Any]) -> dict[str, Any]
     got them."""
     name = body.get("sd_model_checkpoint")
     if isinstance(name, str) and name:
-        await engine_of(request).serving.load(name)
+        await engine_of(request).load(name)
     return {}
 
 
@@ -86,13 +86,13 @@ async def sd_models(request: Request) -> list[dict[str, Any]]:
     return [
         {"title": model.name, "model_name": model.name, "hash": None, "sha256": None,
          "filename": model.name, "config": None}
-        for model in engine_of(request).catalog if model.installed
+        for model in engine_of(request).models() if model.installed
     ]  # fmt: skip
 
 
 @router.get("/sdapi/v1/samplers")
 async def samplers(request: Request) -> list[dict[str, Any]]:
-    names = engine_of(request).serving.current[0].samplers
+    names = engine_of(request).serving_model.samplers
     return [{"name": title_of(name), "aliases": [name], "options": {}} for name in names]
 
 
@@ -136,30 +136,29 @@ async def extra_single_image(body: dict[str, Any]) -> Response:
 @router.post("/internal/progress")
 async def task_progress(request: Request, body: dict[str, Any]) -> dict[str, Any]:
     """Of the job that came with this force_task_id."""
-    engine, owner, tag = engine_of(request), owner_of(request), str(body.get("id_task", ""))
-    active = engine.active(face="sdapi", owner=owner)
-    live = next((live for live in active if live.job.tag == tag), None)
-    past = [] if live else await engine.jobs(face="sdapi", limit=100)
-    ended = any(job.tag == tag and job.owner == owner for job in past)
-    preview = live.preview() if live and body.get("live_preview", True) else None
-    number = live.job.progress.step if live else 0
-    running = live is not None and live.job.state is JobState.RUNNING
+    engine, caller = engine_of(request), caller_of(request, "sdapi")
+    tag = str(body.get("id_task", ""))
+    job = next((job for job in engine.active(caller) if job.tag == tag), None)
+    past = [] if job else await engine.jobs(JobQuery(face=caller.face, limit=100))
+    ended = any((other.tag, other.owner) == (tag, caller.owner) for other in past)
+    preview = engine.preview(job.id) if job and body.get("live_preview", True) else None
+    running = job is not None and job.state is JobState.RUNNING
     return {
         "active": running,
-        "queued": live is not None and not running,
+        "queued": job is not None and not running,
         "completed": ended,
-        "progress": live.job.progress.fraction if live else None,
-        "eta": live.job.progress.eta_seconds if live else None,
+        "progress": job.progress.fraction if job else None,
+        "eta": job.progress.eta_seconds if job else None,
         "live_preview": data_uri.to_data_uri(preview, "image/jpeg") if preview else None,
-        "id_live_preview": number if preview else -1,
-        "textinfo": "Waiting..." if live and not running else None,
+        "id_live_preview": job.progress.step if job and preview else -1,
+        "textinfo": "Waiting..." if job and not running else None,
     }
 
 
 @router.get("/internal/pending-tasks")
 async def pending_tasks(request: Request) -> dict[str, Any]:
-    active = engine_of(request).active(face="sdapi", owner=owner_of(request))
-    tags = [live.job.tag for live in active if live.job.tag]
+    active = engine_of(request).active(caller_of(request, "sdapi"))
+    tags = [job.tag for job in active if job.tag]
     return {"size": len(tags), "tasks": tags}
 
 

@@ -1,342 +1,313 @@
-"""From a job's acceptance to its end: what a device is given to do, one attempt at it, how it ends.
+"""From a job's acceptance to its end: what each device draws, what its worker has next, and how a
+job ends. The phases and their moves are in phase.py.
 
 Knows the pool and the ledger; knows no request, no face and no readiness.
 """
 
 import asyncio
 import logging
-import time
-from asyncio import FIRST_COMPLETED
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from app.errors import EaselError, WorkerDied
-from app.jobs.job import Job, JobError, JobState
+from app.background import Background
+from app.caller import Idempotency
+from app.errors import EaselError, LoadFailed, WorkerDied, from_code
+from app.jobs.job import Job, JobState, Progress
+from app.jobs.lane import Attempt, Lane
 from app.jobs.ledger import Ledger
-from app.jobs.live import LiveJob
+from app.jobs.live_job import LiveJob, now
+from app.jobs.phase import Phase
 from app.jobs.queue import Queue
+from app.jobs.recorder import Recorder
 from app.jobs.result import files_of, record_of
 from app.logs import request_id
-from app.workers.message import Counted, Drawn, Stepped
+from app.models.catalog import Catalog
+from app.workers.message import Counted, Drawn, Encoded, Failed, Report, Run, Stepped, Stopped
+from app.workers.placement import Placement
 from app.workers.pool import Pool
-from app.workers.worker import Task, Worker
+from app.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 2  # a job whose worker died is run once more
+ATTEMPTS = 2  # a job whose worker died is tried once more
 
 
 class Dispatcher:
-    """The queue, and what runs. `place` names the device a job runs on, `load` gives its worker;
-    after `starvation` seconds no job is passed over."""
+    """All methods run on the event loop and make their moves at once, without waiting in between;
+    what takes time (reading inputs, loading, recording) is a background task that ends in such a
+    move."""
 
     def __init__(
         self,
         pool: Pool,
         ledger: Ledger,
+        catalog: Catalog,
+        placement: Placement,
         *,
         starvation: float,
-        place: Callable[[Job], str],
-        load: Callable[[Job, str], Coroutine[Any, Any, Worker]],
     ) -> None:
         self._pool = pool
         self._ledger = ledger
-        self._place = place
-        self._load = load
-        self.live: dict[str, LiveJob] = {}
-        self.queue = Queue(lambda name: pool.warm(name) is not None, starvation=starvation)
-        self.running: dict[str, LiveJob] = {}  # by device
+        self._recorder = Recorder(ledger)
+        self._catalog = catalog
+        self._placement = placement
+        self._queue = Queue(lambda name: pool.warm(name) is not None, starvation=starvation)
+        self._lanes: dict[str, Lane] = {}  # by device
+        self._attempts: dict[str, Attempt] = {}  # by job: the one that concerns it
+        self._sending = Background()
+        self.live = self._recorder.live
         self.seconds_per_job = 1.0  # a running mean
         self.stopping = False
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._runs: set[asyncio.Task[Any]] = set()
+
+    # Jobs come
 
     async def admit(
-        self, live: LiveJob, pictures: Mapping[str, bytes], *, key: str | None, digest: str | None
+        self, live: LiveJob, inputs: Mapping[str, bytes], idempotency: Idempotency | None
     ) -> None:
-        """Takes a job in: when this returns, it is durable. It may be drawn meanwhile.
+        """Takes a job in: when this returns, it is durable and waits for its turn. A caller that is
+        canceled meanwhile changes nothing about that.
 
         Raises KeyError for a used idempotency key, StorageFailed when there is no room.
         """
-        self._enqueue(live)
-        try:
-            await asyncio.sleep(0)  # what can begin at once is recorded as running, in one record
-            noted = live.job
-            await self._ledger.add(noted, pictures, key, digest)
-        except BaseException:
-            self._forget(live)
-            raise
-        finally:
-            live.recorded.set()
-        if live.job.attempts != noted.attempts:
-            self._spawn(self._record(live))
-        self.pump()
+        recorded = self._recorder.accept(live, inputs, idempotency)
+        recorded.add_done_callback(lambda task: self._accepted(live, task))
+        await asyncio.shield(recorded)
 
-    def _enqueue(self, live: LiveJob) -> None:
-        self.live[live.job.id] = live
-        self.queue.add(live)
-        live.publish("state")
-        self.pump()
-
-    def _forget(self, live: LiveJob) -> None:
-        """Leaves off a job that could not be recorded, as if it had not been handed in."""
-        self._leave_off(live)
-        live.ending = True
-        live.change(state=JobState.CANCELED, finished=time.time())
-        live.publish("done")
-        del self.live[live.job.id]
+    def _accepted(self, live: LiveJob, recorded: asyncio.Task[None]) -> None:
+        # A job that was canceled while it was being recorded is ending by now.
+        if recorded.exception() is None and live.phase is Phase.QUEUED:
+            self._queue.add(live)
+            self.pump()
 
     async def recover(self, job: Job) -> None:
         """Takes up a job of an earlier process: queued again, or failed if it was tried often
         enough."""
-        live = LiveJob(job)
-        live.recorded.set()
-        if job.attempts < ATTEMPTS:
-            live.restart()
-            await self._ledger.save(live.job)
-            self._enqueue(live)
+        if job.attempts >= ATTEMPTS:
+            live = self.live[job.id] = LiveJob(job)
+            detail = "The service ended twice while this job was running; it is not tried again."
+            await self._end(live, JobState.FAILED, error=WorkerDied(detail))
             return
-        self.live[job.id] = live
-        detail = "The service ended twice while this job was running; it is not tried again."
-        await self._end(live, JobState.FAILED, error=WorkerDied(detail))
+        job = replace(job, state=JobState.QUEUED, progress=Progress(steps=job.progress.steps))
+        await self._ledger.save(job)
+        live = self.live[job.id] = LiveJob(job)
+        self._queue.add(live)
+        self.pump()
 
-    async def cancel(self, live: LiveJob) -> None:
-        """Ends a job at once; its worker stops within a step, or is killed and replaced."""
-        self._leave_off(live)
-        await self._end(live, JobState.CANCELED)
+    # Jobs wait
 
-    def _leave_off(self, live: LiveJob) -> None:
-        live.wanted = False
-        self.queue.remove(live)
-        self._take_back(live)
-
-    def _take_back(self, live: LiveJob) -> None:
-        if live.handed:
-            live.handed[0].cancel(live.job.id)
-            live.handed = None
-
-    def _start_no_more(self) -> None:
-        self.stopping = True
-        for live in self.queue:
-            self._take_back(live)
-
-    async def drain(self, seconds: float) -> None:
-        """Starts no more jobs and waits for the running ones to be kept, so long at most."""
-        self._start_no_more()
-        if self._runs:
-            log.info("draining", extra={"jobs": len(self._runs), "seconds": seconds})
-            await asyncio.wait(self._runs, timeout=seconds)
-
-    async def stop(self) -> None:
-        """Leaves off; what has not ended is recorded as queued for the next start."""
-        self._start_no_more()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for live in list(self.live.values()):
-            if live.job.state is JobState.RUNNING and not live.ending:
-                attempts = live.job.attempts - 1  # it was not its fault
-                live.change(state=JobState.QUEUED, started=None, attempts=attempts)
-                await self._ledger.save(live.job)
+    def waiting(self) -> list[LiveJob]:
+        """The jobs that have not begun, the next one first: those a worker has already, then the
+        queue in its order."""
+        handed = [live for live in self.live.values() if live.phase is Phase.HANDED]
+        return handed + self._queue.order()
 
     def pump(self) -> None:
-        """Gives every free device its next job, and the worker of a busy one the job after that,
-        so that it need not ask. A load that waits for room goes before whatever no worker has yet:
-        it would wait for ever behind a worker that is never idle."""
-        if self.stopping:
+        """Gives every free device its next job, and every busy one's worker the job after that.
+
+        While a load waits for memory, no further jobs are given out: otherwise no worker would
+        become idle and could be ended to free it.
+        """
+        if self.stopping or self._pool.loads_waiting:
             return
         served: set[str] = set()
-        for live in self.queue.heads():
-            ahead = live.next_on
-            device = ahead or self._place(live.job)
-            if device in served or (self._pool.crowded and not ahead):
+        for live in self._queue.next_of_each_model():
+            device = self._placement.device_for(live.job.model)
+            if device in served:
                 continue
             served.add(device)
-            if device not in self.running:
-                self.queue.remove(live)
-                self.running[device] = live
-                run = self._spawn(self._run(live, device))
-                self._runs.add(run)
-                run.add_done_callback(self._runs.discard)
-            elif not ahead and live.recorded.is_set():
-                handed = self.running[device].handed
-                if handed and handed[0] is self._pool.ready(live.job.model, device):
-                    self._hand_over(live, handed[0])
+            lane = self._lanes.setdefault(device, Lane())
+            if lane.present is None:
+                self._queue.remove(live)
+                lane.present = self._attempt(live, device)
+                self._begin(lane.present)
+            elif lane.following is None and self._has_worker(lane.present, live):
+                self._queue.remove(live)
+                live.hand_over()
+                lane.following = self._attempt(live, device)
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Starts work that ends with the dispatcher at the latest."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def _has_worker(self, present: Attempt, live: LiveJob) -> bool:
+        """Whether the worker that is at `present` can draw this job, too."""
+        ready = self._pool.ready(live.job.model, present.device)
+        return ready is not None and ready is present.worker
 
-    async def _run(self, live: LiveJob, device: str) -> None:
-        """One attempt. The device is given on as soon as the pictures are drawn: encoding and
-        keeping them goes on beside the next job."""
-        request_id.set(live.request_id)
-        began = time.monotonic()
-        drawing, error = None, None
+    # Attempts at a job
+
+    def _attempt(self, live: LiveJob, device: str) -> Attempt:
+        attempt = self._attempts[live.job.id] = Attempt(live=live, device=device)
+        self._sending.spawn(self._send(attempt))
+        return attempt
+
+    def _begin(self, attempt: Attempt) -> None:
+        """The attempt's turn has come: it occupies its device."""
+        attempt.began = now()
+        attempt.live.begin(attempt.device)
+        # Recorded while it runs: a job that takes the service down twice must not run for ever.
+        self._recorder.note(attempt.live)
+
+    async def _send(self, attempt: Attempt) -> None:
+        """Sends the job to its worker, which is loaded if need be."""
+        request_id.set(attempt.live.request_id)
         try:
-            drawing = await self._draw(live, device)
-        except Exception as broken:  # noqa: BLE001 - whatever it is, the job ends and the queue goes on
-            error = self._verdict(live, broken)
-        finally:
-            del self.running[device]
+            inputs = await self._ledger.inputs(attempt.live.job)
+            worker = None if attempt.closed else await self._worker_for(attempt)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job ends and the queue goes on
+            self._leave(attempt)
+            self._fail(attempt, error)
             self.pump()
-        if drawing is not None:
-            self.seconds_per_job += 0.2 * (time.monotonic() - began - self.seconds_per_job)
-            task, drawn, load_ms = drawing
-            try:
-                encoded = await task.encoded
-                files = files_of(live.job, encoded)
-                record = record_of(live.job, drawn, encoded, files, load_ms=load_ms)
-                await self._end(live, JobState.SUCCEEDED, files=files, **record)
-            except Exception as broken:  # noqa: BLE001 - as above
-                error = self._verdict(live, broken)
-        if error is not None:
-            await self._end(live, JobState.FAILED, error=error)
-
-    async def _draw(self, live: LiveJob, device: str) -> tuple[Task, Drawn, float] | None:
-        """None when the job was canceled meanwhile."""
-        warm = self._pool.ready(live.job.model, device) is not None
-        if live.job.recipe.init_image is not None or not warm:
-            # The picture lies where the worker will look for it; what is refused loads nothing.
-            await live.recorded.wait()
-        if not live.wanted:
-            return None
-        told = live.job.state is JobState.RUNNING  # its first step was heard already
-        self._begin(live, device)
-        began = time.monotonic()
-        if live.handed and (told or live.next_on):
-            _, task = live.handed
-        else:
-            live.handed = None
-            worker = await self._worker_for(live, device)
-            if worker is None:
-                return None
-            task = self._hand_over(live, worker)
-        load_ms = (time.monotonic() - began) * 1000
-        self.pump()  # it can have the next one, too
-        try:
-            drawn = await task.drawn
-        finally:
-            live.handed = None
-        return (task, drawn, load_ms) if isinstance(drawn, Drawn) and live.wanted else None
-
-    def _begin(self, live: LiveJob, device: str) -> None:
-        if live.job.state is JobState.RUNNING:
             return
-        live.change(
-            state=JobState.RUNNING,
-            device=device,
-            started=time.time(),
-            attempts=live.job.attempts + 1,
-        )
-        # Recorded while it runs already: the ledger keeps the order, and a job that takes the
-        # service down twice is not run for ever.
-        self._spawn(self._record(live))
-        live.publish("state")
+        if worker is None:
+            return
+        if attempt.closed:
+            self._pool.release(worker)  # it is loaded for the model's next job
+            return
+        live = attempt.live
+        attempt.load_ms = (now() - attempt.began) * 1000
+        attempt.worker = worker
+        order = Run(job=live.job.id, recipe=live.job.recipe, inputs=inputs, watched=live.watched)
+        worker.run(order, lambda report: self._heard(attempt, report))
+        self.pump()  # the worker can have the next job, too
 
-    async def _worker_for(self, live: LiveJob, device: str) -> Worker | None:
-        """The loaded worker for a job, or None when the job was canceled meanwhile: it lets go of
-        the device, and the load goes on for the next job of the model."""
-        # Again where the worker has died between its load and now.
-        while (worker := self._pool.ready(live.job.model, device)) is None:
-            loading = self._spawn(self._load(live.job, device))
-            loading.add_done_callback(_heard)
-            ended = self._spawn(live.ended.wait())
-            await asyncio.wait([loading, ended], return_when=FIRST_COMPLETED)
-            if not live.wanted:
-                loading.add_done_callback(self._not_needed)
-                return None
-            await loading
-        return worker
+    async def _worker_for(self, attempt: Attempt) -> Worker:
+        name, device = attempt.live.job.model, attempt.device
+        if worker := self._pool.ready(name, device):
+            return worker
+        model = self._catalog.get(name)
+        model.require_installed()
+        try:
+            return await self._pool.get(model, device)
+        except LoadFailed as error:
+            self._pool.note_failure(name, error.detail)
+            raise
 
-    def _hand_over(self, live: LiveJob, worker: Worker) -> Task:
-        def on_step(told: Stepped | Counted) -> None:
-            if not live.handed or live.handed[0] is not worker:
-                return  # it was taken back, or is tried again
-            self._begin(live, worker.device)  # the step may be heard before the last job's end
-            if isinstance(told, Stepped):
-                live.step(told.step, told.steps, told.preview)
-            else:
-                live.count(told.step, told.steps)
+    def _heard(self, attempt: Attempt, report: Report) -> None:
+        """What a worker reports of an attempt. Reports come in the order in which things
+        happened, those of one job before those of the next."""
+        live = attempt.live
+        match report:
+            case Stepped() if not attempt.closed:
+                live.step(report.step, report.steps, report.preview)
+            case Counted() if not attempt.closed:
+                live.count(report.step, report.steps)
+            case Drawn():
+                attempt.drawn = report
+                if not attempt.closed:
+                    live.drawn()
+                    self.seconds_per_job += 0.2 * (now() - attempt.began - self.seconds_per_job)
+                self._leave(attempt)
+            case Encoded() if not attempt.closed:
+                self._succeed(attempt, report)
+            case Stopped():
+                self._leave(attempt)
+            case Failed():
+                self._leave(attempt)
+                self._fail(attempt, from_code(report.code, report.detail))
+            case _:
+                return  # a step or a picture of a job that was canceled meanwhile
+        self.pump()
 
-        job = live.job
-        folder = self._ledger.folder(job.id)
-        task = worker.run(job.id, job.recipe, folder, on_step, watched=live.watched)
-        live.handed = worker, task
-        return task
+    def _leave(self, attempt: Attempt) -> None:
+        """The attempt occupies its device no more: the turn of what the worker has next comes."""
+        following = self._lanes[attempt.device].leave(attempt)
+        if following is None or following.closed:
+            return
+        if following.worker is not None and following.worker.dead:
+            self._take_back(following)
+        else:
+            self._begin(following)
 
-    def _not_needed(self, loading: asyncio.Task[Worker]) -> None:
-        if not loading.cancelled() and loading.exception() is None:
-            self._pool.give_up(loading.result())
+    def _take_back(self, attempt: Attempt) -> None:
+        """The job that a worker had next has not begun, so that nothing has happened to it: it
+        waits as before."""
+        self._close(attempt)
+        attempt.live.take_back()
+        self._queue.add(attempt.live, first=True)
 
-    async def _record(self, live: LiveJob) -> None:
-        # Not before the first record, which knows it then; not after the last one.
-        if live.recorded.is_set() and not live.ending:
-            await self._ledger.save(live.job)
+    def _close(self, attempt: Attempt) -> None:
+        """From now on the attempt does not concern its job; the worker is told to leave it off."""
+        attempt.closed = True
+        self._attempts.pop(attempt.live.job.id, None)
+        if attempt.worker is None or attempt.worker.dead:
+            self._leave(attempt)  # nobody will report its end
+        else:
+            attempt.worker.cancel(attempt.live.job.id)
 
-    def _verdict(self, live: LiveJob, error: Exception) -> EaselError | None:
-        """What ends the job after a failed attempt, if anything does: a worker's death costs one
-        retry."""
+    def _fail(self, attempt: Attempt, error: Exception) -> None:
+        """An attempt came to nothing. A worker's death costs one retry, anything else the job."""
+        if attempt.closed:
+            return
+        live = attempt.live
         if not isinstance(error, EaselError):
             log.error("job broke", extra={"job": live.job.id}, exc_info=error)
             error = EaselError("Something inside Easel broke; the log says more.")
         died = isinstance(error, WorkerDied)
-        if not live.wanted or (died and self.stopping):  # stop() puts it back into the queue
-            return None
-        if not died or live.job.attempts >= ATTEMPTS:
-            return error
-        log.warning("trying again", extra={"job": live.job.id, "detail": error.detail})
-        live.restart()
-        self._spawn(self._record(live))
-        self.queue.add(live, first=True)
-        live.publish("state")
-        self.pump()
-        return None
-
-    async def _end(
-        self,
-        live: LiveJob,
-        state: JobState,
-        *,
-        files: dict[str, bytes] | None = None,
-        error: EaselError | None = None,
-        **values: Any,
-    ) -> None:
-        """The one way a job ends: recorded first, then told."""
-        await live.recorded.wait()
-        if live.ending or (state is not JobState.CANCELED and not live.wanted):
-            await live.ended.wait()  # the first end counts; it may be on its way to the disk
+        if died and live.phase is Phase.HANDED:
+            self._take_back(attempt)
             return
-        live.ending = True
-        told = JobError(code=error.code, message=error.detail) if error else None
-        ended = replace(live.job, state=state, error=told, finished=time.time(), **values)
-        # Also when the service stops just now: what is done must not be done again.
-        live.job = await asyncio.shield(self._ledger.finish(ended, files or {}))
-        live.pictures = list((files or {}).values()) if live.job.images else []
-        live.publish("done")
-        self.live.pop(live.job.id, None)
-        self._log_end(live.job, live.request_id)
+        attempt.closed = True
+        self._attempts.pop(live.job.id, None)
+        if died and (self.stopping or live.job.attempts < ATTEMPTS):
+            log.warning("trying again", extra={"job": live.job.id, "detail": error.detail})
+            live.interrupt() if self.stopping else live.retry()
+            self._recorder.note(live)
+            self._queue.add(live, first=True)
+            self._recorder.note_idle()
+        else:
+            self._end(live, JobState.FAILED, error=error)
 
-    def _log_end(self, job: Job, request_id: str | None) -> None:
-        log.info(
-            "job ended",
-            extra={
-                "job": job.id,
-                "state": job.state.value,
-                "model": job.model,
-                "device": job.device,
-                "ms": round(((job.finished or job.created) - job.created) * 1000),
-                "error": job.error.code if job.error else None,
-                "request_id": request_id,
-            },
-        )
+    def _succeed(self, attempt: Attempt, encoded: Encoded) -> None:
+        assert attempt.drawn is not None
+        attempt.closed = True
+        self._attempts.pop(attempt.live.job.id, None)
+        job = attempt.live.job
+        files = files_of(job, encoded)
+        record = record_of(job, attempt.drawn, encoded, files, load_ms=attempt.load_ms)
+        self._end(attempt.live, JobState.SUCCEEDED, files=files, **record)
 
+    # Who follows a job, and who has had enough of it
 
-def _heard(task: asyncio.Task[Any]) -> None:
-    """So that a failure nobody waits for any more is no complaint in the log."""
-    if not task.cancelled():
-        task.exception()
+    def watch(self, live: LiveJob) -> None:
+        """Somebody follows the job: from now on every step is reported, with a preview."""
+        if live.watched:
+            return
+        live.watched = True
+        attempt = self._attempts.get(live.job.id)
+        if attempt is not None and attempt.worker is not None:
+            attempt.worker.watch(live.job.id)
+
+    async def cancel(self, live: LiveJob) -> None:
+        """Ends a job at once; returns when that is recorded. Its worker stops within a step, or is
+        killed and replaced."""
+        if live.phase is not Phase.ENDED:
+            ended = self._end(live, JobState.CANCELED)
+            self.pump()
+            await asyncio.shield(ended)
+
+    def _end(self, live: LiveJob, state: JobState, **values: Any) -> asyncio.Task[None]:
+        """How a job ends is decided; the first decision counts."""
+        task = self._recorder.end(live, state, **values)
+        self._queue.remove(live)
+        if attempt := self._attempts.get(live.job.id):
+            self._close(attempt)
+        return task
+
+    # The service ends
+
+    async def drain(self, seconds: float) -> None:
+        """Starts no more jobs, and waits until those that have begun are kept, so long at most."""
+        self._start_no_more()
+        await self._recorder.until_idle(seconds)
+
+    async def stop(self) -> None:
+        """Ends all work; what has not ended is recorded as queued, for the next start."""
+        self._start_no_more()
+        await self._sending.cancel()
+        for attempt in list(self._attempts.values()):
+            attempt.closed = True
+        await self._recorder.close()
+
+    def _start_no_more(self) -> None:
+        self.stopping = True
+        for lane in self._lanes.values():
+            if lane.following is not None and not lane.following.closed:
+                self._take_back(lane.following)

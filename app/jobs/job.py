@@ -1,10 +1,13 @@
-"""A job: one unit of work, from its acceptance to its end. Plain records; who changes them is the
-engine."""
+"""The record of a job, as it is kept and as callers see it, and the events that tell of it. Plain
+data: live_job.py changes it while the job is alive."""
 
+import time
+import uuid
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from app.caller import Caller
 from app.request import Recipe
 
 
@@ -102,6 +105,31 @@ class Job:
             progress=Progress(**record["progress"]),
             **columns,
         )
+
+
+def new_job(recipe: Recipe, caller: Caller, *, tag: str, warnings: tuple[str, ...]) -> Job:
+    """A job that begins its life now. `tag` is the caller's own name for it."""
+    return Job(
+        id=str(uuid.uuid4()),
+        recipe=recipe,
+        created=time.time(),
+        face=caller.face,
+        owner=caller.owner,
+        tag=tag,
+        progress=Progress(steps=recipe.steps * recipe.images),
+        warnings=warnings,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobQuery:
+    """A page of the history, newest first: at most `limit` jobs, of one state or one face if named,
+    older than the job `before`."""
+
+    state: JobState | None = None
+    face: str | None = None
+    before: str | None = None
+    limit: int = 50
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,16 @@
-"""The store off the event loop: one thread that reads and writes, and a memory for what the disk
-would not take yet."""
+"""The store off the event loop: one thread reads and writes, so that the order of calls is the
+order on the disk. Remembers the ends of jobs that a full disk did not take."""
 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
+from app.caller import Idempotency
 from app.errors import StorageFailed, UnknownImage
-from app.jobs.job import Job, JobError, JobState
+from app.jobs.job import Job, JobError, JobQuery, JobState
 from app.jobs.store import Store
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Ledger:
-    """Every method answers when the disk has; the order of calls is the order of the work."""
+    """Every method returns when the disk has answered."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -26,19 +26,27 @@ class Ledger:
         self._unsaved: dict[str, Job] = {}  # ended, but not recorded yet
 
     async def add(
-        self, job: Job, inputs: Mapping[str, bytes], key: str | None, digest: str | None
+        self, job: Job, inputs: Mapping[str, bytes], idempotency: Idempotency | None
     ) -> None:
         """Raises KeyError for a used idempotency key, StorageFailed when there is no room."""
-        await self._call(self._store.add, job, inputs, key=key, digest=digest)
+        await self._call(self._store.add, job, inputs, idempotency)
+
+    async def inputs(self, job: Job) -> dict[str, bytes]:
+        """The files that the recipe names, by those names."""
+        names = [name for name in (job.recipe.init_image, job.recipe.mask) if name is not None]
+        if not names:
+            return {}  # nothing to read: the job need not wait for the disk
+        return dict(zip(names, await self.read_all(job.id, names), strict=True))
 
     async def find_key(self, owner: str, key: str) -> tuple[Job, str] | None:
+        """The job that an idempotency key was first used for, and the digest of its body."""
         return await self._call(self._store.find_key, owner, key)
 
     async def get(self, job_id: str) -> Job:
         return self._unsaved.get(job_id) or await self._call(self._store.get, job_id)
 
-    async def page(self, **filters: Any) -> list[Job]:
-        page = await self._call(self._store.page, **filters)
+    async def page(self, query: JobQuery) -> list[Job]:
+        page = await self._call(self._store.page, query)
         return [self._unsaved.get(job.id, job) for job in page]
 
     async def unfinished(self) -> list[Job]:
@@ -76,17 +84,14 @@ class Ledger:
         except StorageFailed as error:
             log.error("job not recorded", extra={"job": job.id, "detail": error.detail})
             if job.state is JobState.SUCCEEDED:
-                told = JobError(code=error.code, message=error.detail)
-                job = replace(job, state=JobState.FAILED, error=told, images=())
+                cause = JobError(code=error.code, message=error.detail)
+                job = replace(job, state=JobState.FAILED, error=cause, images=())
             self._unsaved[job.id] = job
         return job
 
     async def save_late(self) -> None:
         for job in list(self._unsaved.values()):
             await self.save(job)
-
-    def folder(self, job_id: str) -> Path:
-        return self._store.folder(job_id)
 
     def close(self) -> None:
         self._thread.shutdown()

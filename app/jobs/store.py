@@ -1,6 +1,6 @@
 """Job records (SQLAlchemy) and picture files: what was accepted here is not lost.
 
-Every method blocks; the engine calls them on one thread of its own. Nothing outside this file
+Every method blocks; the ledger calls them on one thread of its own. Nothing outside this file
 touches a job's record or files.
 """
 
@@ -18,9 +18,10 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
 
+from app.caller import Idempotency
 from app.disk import sync
 from app.errors import StorageFailed, UnknownJob
-from app.jobs.job import Job, JobState
+from app.jobs.job import Job, JobQuery, JobState
 
 _metadata = sa.MetaData()
 _jobs = sa.Table(
@@ -69,17 +70,18 @@ class Store:
                 f"DATABASE_URL cannot be used ({type(error).__name__}); "
                 "it looks like postgresql+psycopg://user:password@host/name."
             ) from None
-        # For what a power cut may take back because it costs nothing but doing it again.
-        self._hasty = self._database
+        # Connections with `synchronous=NORMAL`: a power cut may lose the last commits. Used only
+        # for a job's success, which a restart repeats (docs/decisions/durability.md).
+        self._unsynced = self._database
         if self._database.dialect.name == "sqlite":
-            self._hasty = sa.create_engine(address)
+            self._unsynced = sa.create_engine(address)
             event.listen(self._database, "connect", partial(_configure_sqlite, "FULL"))
-            event.listen(self._hasty, "connect", partial(_configure_sqlite, "NORMAL"))
+            event.listen(self._unsynced, "connect", partial(_configure_sqlite, "NORMAL"))
         with _storage_errors():
             _metadata.create_all(self._database)
 
     def close(self) -> None:
-        self._hasty.dispose()
+        self._unsynced.dispose()
         self._database.dispose()
         self._lock.close()
 
@@ -87,9 +89,7 @@ class Store:
         self,
         job: Job,
         inputs: Mapping[str, bytes],
-        *,
-        key: str | None = None,
-        digest: str | None = None,
+        idempotency: Idempotency | None = None,
     ) -> None:
         """Keeps a new job durably: when this returns, a power cut does not lose it.
 
@@ -108,13 +108,16 @@ class Store:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self._folder))
             try:
                 self._write(job.id, inputs)
-                values = _values(job) | {"idempotency_key": key, "digest": digest}
+                values = _values(job) | {
+                    "idempotency_key": idempotency.key if idempotency else None,
+                    "digest": idempotency.digest if idempotency else None,
+                }
                 with self._database.begin() as connection:
                     connection.execute(_INSERT, values)
             except BaseException as error:
                 shutil.rmtree(self._folder / job.id, ignore_errors=True)
                 if isinstance(error, IntegrityError):
-                    raise KeyError(key) from None
+                    raise KeyError(idempotency) from None
                 raise
 
     def find_key(self, owner: str, key: str) -> tuple[Job, str] | None:
@@ -125,13 +128,10 @@ class Store:
         return (_job(row), str(row.digest)) if row else None
 
     def update(self, job: Job) -> None:
-        """Records a job as it is now.
-
-        A power cut may take a first attempt's success back, and the job runs again to the same end.
-        Whatever else is recorded stays.
-        """
-        again = job.state is JobState.SUCCEEDED and job.attempts < 2
-        database = self._hasty if again else self._database
+        """Records a job as it is now. A power cut may lose the record of a first attempt's success:
+        then the restart draws the same pictures again. All other records survive it."""
+        repeatable = job.state is JobState.SUCCEEDED and job.attempts < 2
+        database = self._unsynced if repeatable else self._database
         with _storage_errors(), database.begin() as connection:
             connection.execute(_UPDATE, _values(job) | {"job_id": job.id})
 
@@ -148,20 +148,14 @@ class Store:
             raise UnknownJob(f"There is no job {job_id[:64]!r}; it may have been deleted.")
         return _job(row)
 
-    def page(
-        self,
-        *,
-        state: JobState | None = None,
-        limit: int = 50,
-        before: str | None = None,
-        face: str | None = None,
-    ) -> list[Job]:
-        """Newest first; `before` is the id of a job, exclusive."""
-        query = sa.select(_jobs).order_by(_jobs.c.number.desc()).limit(limit)
-        if state is not None:
-            query = query.where(_jobs.c.state == state)
-        if face is not None:
-            query = query.where(_jobs.c.face == face)
+    def page(self, wanted: JobQuery) -> list[Job]:
+        """Newest first; raises UnknownJob when there is none to page from."""
+        query = sa.select(_jobs).order_by(_jobs.c.number.desc()).limit(wanted.limit)
+        if wanted.state is not None:
+            query = query.where(_jobs.c.state == wanted.state)
+        if wanted.face is not None:
+            query = query.where(_jobs.c.face == wanted.face)
+        before = wanted.before
         with _storage_errors(), self._database.connect() as connection:
             if before is not None:
                 number = connection.scalar(sa.select(_jobs.c.number).where(_jobs.c.id == before))
@@ -184,10 +178,6 @@ class Store:
             with self._database.begin() as connection:
                 connection.execute(sa.delete(_jobs).where(_jobs.c.id == job_id))
             shutil.rmtree(self._folder / job_id, ignore_errors=True)
-
-    def folder(self, job_id: str) -> Path:
-        """Where the job's files lie; the ids are Easel's own, never a caller's text."""
-        return self._folder / job_id
 
     def read(self, job_id: str, name: str) -> bytes:
         with _storage_errors():
@@ -241,7 +231,7 @@ def _job(row: Any) -> Job:
 
 
 def _configure_sqlite(synchronous: str, connection: Any, _: Any) -> None:
-    """With FULL what is recorded survives a power cut, with NORMAL the end of the process."""
+    """With FULL a commit survives a power cut, with NORMAL the end of the process only."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute(f"PRAGMA synchronous={synchronous}")

@@ -24,7 +24,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 # To the worker
 
 
-class Load(_Message):
+class Load(_Message, frozen=True):
     """The first message: what to load. Paths are those of the worker's own machine."""
 
     model: Model
@@ -33,7 +33,7 @@ class Load(_Message):
     threads: int
 
 
-class Run(_Message):
+class Run(_Message, frozen=True):
     """Draw a job. `inputs` are the PNG files that the recipe names; `watched` says that somebody
     follows the job already."""
 
@@ -43,13 +43,13 @@ class Run(_Message):
     watched: bool = False
 
 
-class Cancel(_Message):
+class Cancel(_Message, frozen=True):
     """Nobody wants the job any more: stop it at its next step, or leave it off if it waits."""
 
     job: str
 
 
-class Watch(_Message):
+class Watch(_Message, frozen=True):
     """Somebody follows the job from now on: report every step with a preview, the earlier ones at
     once."""
 
@@ -59,16 +59,16 @@ class Watch(_Message):
 # From the worker
 
 
-class Loaded(_Message):
+class Loaded(_Message, frozen=True):
     milliseconds: float
 
 
-class LoadFailed(_Message):
+class LoadFailed(_Message, frozen=True):
     code: str
     detail: str
 
 
-class Stepped(_Message):
+class Stepped(_Message, frozen=True):
     """A step of a watched job. Steps are counted over all its pictures; preview is a small JPEG."""
 
     job: str
@@ -77,7 +77,7 @@ class Stepped(_Message):
     preview: bytes | None
 
 
-class Counted(_Message):
+class Counted(_Message, frozen=True):
     """How far a job is that nobody watches, a few times a second."""
 
     job: str
@@ -85,7 +85,7 @@ class Counted(_Message):
     steps: int
 
 
-class Drawn(_Message):
+class Drawn(_Message, frozen=True):
     """All pictures are made and being encoded: the pipeline is free for the next job."""
 
     job: str
@@ -93,7 +93,7 @@ class Drawn(_Message):
     warnings: tuple[str, ...]
 
 
-class Encoded(_Message):
+class Encoded(_Message, frozen=True):
     """The finished files. `size` is width and height of each picture."""
 
     job: str
@@ -102,13 +102,13 @@ class Encoded(_Message):
     milliseconds: float
 
 
-class Stopped(_Message):
+class Stopped(_Message, frozen=True):
     """The job was canceled and the pipeline is free."""
 
     job: str
 
 
-class Failed(_Message):
+class Failed(_Message, frozen=True):
     """The job has no result, and why: an error's code and words (app/errors.py)."""
 
     job: str

@@ -1,56 +1,30 @@
-"""The service's handle on one worker process: start it, hand it jobs, hear from it, end it.
+"""The service's handle on one worker: load a model, give it jobs, hear its reports, end it.
 
-Knows processes and messages; knows no queue, no store and no retries.
+Knows messages; knows no queue, no disk and no retries, and not where the process runs.
 """
 
 import asyncio
-import collections
-import contextlib
 import contextvars
 import logging
-import os
-import pickle
-import signal
-import socket
-import sys
-import time
-from asyncio.subprocess import Process
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import psutil
-
-from app.errors import EaselError, LoadFailed, WorkerDied, from_code
-from app.models.catalog import HOME
+from app.background import Background
+from app.errors import LoadFailed, WorkerDied, from_code
 from app.models.model import Model
-from app.request import Recipe
-from app.settings import Settings, without_secrets
-from app.workers.message import (
-    LENGTH,
-    Cancel,
-    Counted,
-    Drawn,
-    Encoded,
-    Failed,
-    Load,
-    Loaded,
-    Run,
-    Stepped,
-    Stopped,
-    Watch,
-    pack,
-)
+from app.settings import Settings
+from app.workers import message
+from app.workers.launcher import Launch, Process, launch
+from app.workers.message import Cancel, Drawn, Encoded, Failed, Report, Run, Stopped, Watch
 
 log = logging.getLogger(__name__)
-
-STOP_TIMEOUT = 5.0  # seconds an idle worker gets to end by itself
-LIMIT = 2**30  # bytes of one message
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
+    """Times in seconds; 0 threads: the runtime decides."""
+
     cache_dir: Path | None
     threads: int
     load_timeout: float
@@ -68,50 +42,56 @@ class WorkerOptions:
         )
 
 
-OnStep = Callable[[Stepped | Counted], None]
+OnReport = Callable[[Report], None]
 
 
-class Task:
-    """A job inside a worker. `drawn` ends when the pipeline is free again, `encoded` when the
-    files are there."""
+@dataclass(kw_only=True)
+class _Task:
+    """A job that the process has. It is drawn, or waits for that, until `drawn`."""
 
-    def __init__(self, on_step: OnStep) -> None:
-        loop = asyncio.get_running_loop()
-        self.drawn: asyncio.Future[Drawn | Stopped] = loop.create_future()
-        self.encoded: asyncio.Future[Encoded] = loop.create_future()
-        self.on_step = on_step
-        self.canceled: float | None = None  # when it was told so
-
-    def fail(self, error: EaselError) -> None:
-        for future in (self.drawn, self.encoded):
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # nobody waiting for it is no reason for a log line
+    on_report: OnReport
+    drawn: bool = False
+    canceled: float | None = None  # when the process was told so
 
 
 class Worker:
-    """One process with one pipeline. Made by `start`, which returns when the pipeline is loaded."""
+    """One process with one pipeline. Made by `start`, which returns when the pipeline is loaded.
 
-    def __init__(self, model: Model, device: str, options: WorkerOptions) -> None:
+    Every job that it is given ends with one of Encoded, Stopped and Failed; when the process dies,
+    its jobs fail with WorkerDied's code. A listener that raises ends the process, and with it its
+    jobs: nothing is left waiting for a report that was not heard.
+    """
+
+    def __init__(
+        self, model: Model, device: str, options: WorkerOptions, process: Process, memory: int
+    ) -> None:
         self.model = model
         self.device = device
-        self.options = options
         self.load_ms = 0.0
-        self.last_used = time.monotonic()
-        self.reserved = False  # for whoever had it loaded, until its job begins
+        self.dead = False
+        self.reserved = False  # for whoever had it loaded, until its job comes
         self.on_idle: Callable[[], None] = lambda: None
-        self.dead = asyncio.Event()
-        self._tasks: dict[str, Task] = {}
-        self._began = self._heard = time.monotonic()  # its present job; its last sign of life
-        self._stderr: collections.deque[str] = collections.deque(maxlen=8)
-        self._listeners: list[asyncio.Task[None]] = []
-        self._verdict: str | None = None  # why it was killed from here
+        self._options = options
+        self._process = process
+        self._memory = memory
+        self._tasks: dict[str, _Task] = {}  # by job, in the order in which they came
+        self._background = Background()
+        self._killed_because: str | None = None
+        self.last_used = self._present_since = self._last_report = self._now()
 
     @classmethod
-    async def start(cls, model: Model, device: str, options: WorkerOptions) -> "Worker":
-        """A worker with its pipeline ready; raises LoadFailed."""
-        worker = cls(model, device, options)
-        await worker._launch()
+    async def start(
+        cls,
+        model: Model,
+        device: str,
+        options: WorkerOptions,
+        *,
+        launch: Launch = launch,
+        memory: int = 0,
+    ) -> "Worker":
+        """A worker with its pipeline loaded; raises LoadFailed. `memory` is what the model is
+        expected to take, in bytes."""
+        worker = cls(model, device, options, await launch(), memory)
         try:
             async with asyncio.timeout(options.load_timeout):
                 await worker._load()
@@ -124,205 +104,139 @@ class Worker:
             if not worker.load_ms:
                 worker.kill()
                 await asyncio.shield(worker.stop())
-        worker.last_used = time.monotonic()
+        worker.last_used = worker._now()
+        # In a context of its own: what it reports later is not of the request that started it.
+        contextvars.Context().run(worker._background.spawn, worker._listen())
         return worker
 
-    async def _launch(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self.process: Process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "app.runtime.main",
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                cwd=HOME,
-                env=without_secrets(os.environ),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in a terminal reaches the service alone
-            )
-        self._reader, self._writer = await asyncio.open_connection(sock=ours, limit=LIMIT)
-        # In a context of its own: what a worker says later is not of the request that started it.
-        self._listeners = [asyncio.create_task(self._log_output(), context=contextvars.Context())]
-
     async def _load(self) -> None:
-        options = self.options
-        load = Load(
-            model=self.model,
-            device=self.device,
-            cache_dir=options.cache_dir,
-            threads=options.threads,
-        )
-        self._writer.write(pack(load))
-        answer = await self._receive()
-        if isinstance(answer, Failed):
-            raise from_code(answer.code, answer.detail)
-        if not isinstance(answer, Loaded):
-            raise LoadFailed(
-                f"{self.model.name} cannot be loaded on {self.device}: {await self._epitaph()}"
+        self._process.send(
+            message.Load(
+                model=self.model,
+                device=self.device,
+                cache_dir=self._options.cache_dir,
+                threads=self._options.threads,
             )
+        )
+        answer = await self._process.receive()
+        if isinstance(answer, message.LoadFailed):
+            raise from_code(answer.code, answer.detail)
+        if not isinstance(answer, message.Loaded):
+            cause = await self._process.cause_of_death()
+            raise LoadFailed(f"{self.model.name} cannot be loaded on {self.device}: {cause}")
         self.load_ms = answer.milliseconds
-        self._listeners.append(asyncio.create_task(self._listen()))
 
     @property
     def pid(self) -> int:
-        return self.process.pid
+        return self._process.pid
 
-    def run(
-        self,
-        job: str,
-        recipe: Recipe,
-        folder: Path | None,
-        on_step: OnStep,
-        *,
-        watched: bool = False,
-    ) -> Task:
-        """Hands a job to the process, which draws one after the other; the worker is busy until the
-        task's `drawn` is done."""
-        task = Task(on_step)
-        if self.dead.is_set():
-            task.fail(WorkerDied("The worker process has ended."))
-            return task
-        if not self.busy:
-            self._began = self._heard = time.monotonic()
-        self._tasks[job] = task
+    def run(self, order: Run, on_report: OnReport) -> None:
+        """Gives the process a job; it draws one after the other. `on_report` hears all that is
+        reported of it, on the event loop."""
         self.reserved = False
-        self._writer.write(pack(Run(job=job, recipe=recipe, folder=folder, watched=watched)))
-        task.drawn.add_done_callback(self._freed)
-        return task
+        if self.dead:
+            detail = "The worker process has ended."
+            on_report(Failed(job=order.job, code=WorkerDied.code, detail=detail))
+            return
+        if self._present is None:
+            self._present_since = self._last_report = self._now()
+        self._tasks[order.job] = _Task(on_report=on_report)
+        self._process.send(order)
 
     def cancel(self, job: str) -> None:
-        if not self.dead.is_set():
-            self._writer.write(pack(Cancel(job=job)))
+        """Nobody wants the job any more; Stopped is reported when the process is free of it."""
         if task := self._tasks.get(job):
-            task.canceled = time.monotonic()
+            task.canceled = self._now()
+            self._process.send(Cancel(job=job))
 
     def watch(self, job: str) -> None:
-        if not self.dead.is_set():
-            self._writer.write(pack(Watch(job=job)))
+        """From now on every step of the job is reported, with a preview."""
+        if job in self._tasks:
+            self._process.send(Watch(job=job))
 
-    def kill(self, why: str | None = None) -> None:
-        """Ends the process the hard way; its jobs are told why."""
-        self._verdict = why
-        with contextlib.suppress(ProcessLookupError, AttributeError):
-            self.process.kill()
+    def kill(self, because: str | None = None) -> None:
+        """Ends the process the hard way; its jobs fail and say why."""
+        self._killed_because = because or self._killed_because
+        self._process.kill()
 
     async def stop(self) -> None:
-        """Ends the process; closing its channel is enough for a healthy one."""
-        self._writer.close()
-        try:
-            await asyncio.wait_for(self.process.wait(), STOP_TIMEOUT)
-        except TimeoutError:
-            self.kill()
-            await self.process.wait()
+        """Ends the process; an idle one by itself."""
+        await self._process.close()
+        await self._background.join()
 
     def memory(self) -> int:
         """Bytes the process takes, or will take when it is warm, whichever is more."""
-        try:
-            return max(self.model.memory, psutil.Process(self.pid).memory_info().rss)
-        except psutil.Error:
-            return self.model.memory
-
-    @property
-    def busy(self) -> bool:
-        return self._present is not None
-
-    @property
-    def _present(self) -> Task | None:
-        """What it draws: the first that it was given and has not drawn yet."""
-        return next((task for task in self._tasks.values() if not task.drawn.done()), None)
+        return max(self._memory, self._process.memory())
 
     @property
     def idle(self) -> bool:
         """Whether nothing is lost with it: no job is drawn, none that was drawn is being encoded,
-        and none is about to begin."""
+        and none is about to come."""
         return not self._tasks and not self.reserved
 
+    @property
+    def drawing(self) -> bool:
+        return self._present is not None
+
+    @property
     def stalled(self) -> bool:
-        """Whether it has been at a job without a sign of life for too long."""
-        return bool(self._tasks) and time.monotonic() - self._heard > self.options.stall_timeout
+        """Whether it has been at a job without any report for more than STALL_TIMEOUT."""
+        silent = self._now() - self._last_report
+        return bool(self._tasks) and silent > self._options.stall_timeout
 
-    def deaf(self) -> bool:
-        """Whether it goes on with a canceled job for too long."""
-        task = self._present
-        if task is None or task.canceled is None:
+    @property
+    def unresponsive(self) -> bool:
+        """Whether it goes on with a canceled job for more than CANCEL_TIMEOUT."""
+        present = self._present
+        if present is None or present.canceled is None:
             return False
-        since = max(task.canceled, self._began)
-        return time.monotonic() - since > self.options.cancel_timeout
+        since = max(present.canceled, self._present_since)
+        return self._now() - since > self._options.cancel_timeout
 
-    def _freed(self, _: Any) -> None:
-        self._began = self.last_used = time.monotonic()
+    @property
+    def _present(self) -> _Task | None:
+        """What it draws: the first that it was given and has not drawn yet."""
+        return next((task for task in self._tasks.values() if not task.drawn), None)
 
     async def _listen(self) -> None:
-        while (message := await self._receive()) is not None:
-            self._heard = time.monotonic()
-            task = self._tasks.get(message.job)
-            if task is None:
-                continue
-            match message:
-                case Stepped() | Counted():
-                    task.on_step(message)
-                case Drawn():
-                    task.drawn.set_result(message)
-                case Stopped():
-                    task.drawn.set_result(message)
-                    self._dismiss(message.job)
-                case Encoded():
-                    task.encoded.set_result(message)
-                    self._dismiss(message.job)
-                case _:
-                    task.fail(from_code(message.code, message.detail))
-                    self._dismiss(message.job)
-        self.dead.set()
-        epitaph = await self._epitaph()
-        for task in self._tasks.values():
-            task.fail(WorkerDied(epitaph))
+        """Hears the process to its end, which is that of its jobs."""
+        try:
+            while (report := await self._process.receive()) is not None:
+                self._last_report = self._now()
+                if isinstance(report, message.Loaded | message.LoadFailed):
+                    continue
+                if task := self._tasks.get(report.job):
+                    self._hear(report, task)
+        except Exception:
+            log.exception("listening to a worker broke", extra={"pid": self.pid})
+            self.kill("the service could not hear it any more")
+        self.dead = True
+        cause = await self._process.cause_of_death()
+        if self._killed_because:
+            cause = f"The worker process was killed: {self._killed_because}."
+        for job, task in self._tasks.items():
+            self._tell(task, Failed(job=job, code=WorkerDied.code, detail=cause))
         self._tasks.clear()
         self.on_idle()
-        self._writer.close()
 
-    def _dismiss(self, job: str) -> None:
-        del self._tasks[job]
-        if self.idle:
-            self.on_idle()
+    def _hear(self, report: Report, task: _Task) -> None:
+        if isinstance(report, Drawn | Stopped | Failed):
+            task.drawn = True
+            self._present_since = self.last_used = self._now()
+        if self._tell(task, report) and isinstance(report, Encoded | Stopped | Failed):
+            del self._tasks[report.job]
+            if self.idle:
+                self.on_idle()
 
-    async def _receive(self) -> Any:
-        """The next message, or None when the process has closed its end."""
+    def _tell(self, task: _Task, report: Report) -> bool:
+        """Whether the listener could take the report."""
         try:
-            head = await self._reader.readexactly(LENGTH.size)
-            return pickle.loads(await self._reader.readexactly(LENGTH.unpack(head)[0]))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
+            task.on_report(report)
+        except Exception:
+            log.exception("report not taken", extra={"job": report.job, "pid": self.pid})
+            self.kill("the service could not take its report")
+            return False
+        return True
 
-    async def _log_output(self) -> None:
-        """What the runtime prints goes to the log; its last lines tell why a process died."""
-        assert self.process.stdout is not None
-        while True:
-            try:
-                line = await self.process.stdout.readline()
-            except ValueError:  # longer than any line worth keeping; it was dropped
-                continue
-            if not line:
-                return
-            text = line.decode(errors="replace").rstrip()[:500]
-            if text:
-                self._stderr.append(text)
-                log.warning("worker said", extra={"pid": self.pid, "line": text})
-
-    async def _epitaph(self) -> str:
-        """Why the process ended, in words."""
-        code = await self.process.wait()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._listeners[0]), 1)
-        if self._verdict:
-            return f"The worker process was killed: {self._verdict}."
-        if code < 0:
-            name = signal.Signals(-code).name
-            hint = "; out of memory is the usual reason" if name == "SIGKILL" else ""
-            how = f"was ended by {name}{hint}"
-        else:
-            how = f"ended with exit code {code}"
-        said = f" Its last words: {self._stderr[-1]}" if self._stderr else ""
-        return f"The worker process {how}.{said}"
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
