@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
-
-from app.runtime import genai
+from app.runtime import genai, previews
 from app.runtime.protocol import LoadOptions, Pipeline
 
-# The latents' colours, by a least-squares fit of decoded pictures: figures known from ComfyUI, for
-# -1..1.
+# What each latent channel adds to red, green and blue, the constant last (previews.from_colours).
 COLOURS = [
     [-0.0346, 0.0244, 0.0681],
     [0.0034, 0.0210, 0.0687],
@@ -31,6 +28,4 @@ COLOURS = [
 
 
 def load(weights: Path, device: str, options: LoadOptions) -> Pipeline:
-    preview = np.array(COLOURS, dtype=np.float32) / 2
-    preview[-1] += 0.5
-    return genai.load(weights, device, options, preview=preview)
+    return genai.load(weights, device, options, preview=previews.from_colours(COLOURS))
