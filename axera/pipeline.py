@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5 with LCM-LoRA on an Axera NPU: an LCM loop in NumPy over compiled graphs.
 
-Knows the files, tensors and timesteps of the hub's axmodel sets. No torch.
+Knows the files, tensors and timesteps of the hub's axmodel sets; needs no torch.
 """
 
 import time
@@ -23,9 +23,11 @@ from app.runtime.protocol import Generated, Inputs, LoadOptions, OnStep, Pixels
 Floats = NDArray[np.float32]
 
 TIMESTEPS = (999, 759, 499, 259)  # LCMScheduler's for 4 steps; the time files hold only these
-# Up to which strength an image-to-image run takes how many of the steps, the last ones.
+# Strength -> steps of an image-to-image run: the first pair whose strength is not exceeded counts.
+# It takes the last steps of the four.
 STRENGTHS = ((0.35, 1), (0.60, 2), (0.85, 3), (1.00, 4))
-TIME_INPUT = "/down_blocks.0/resnets.0/act_1/Mul_output_0"  # where the UNet was cut for compiling
+# The UNet was compiled without its time embedding; this input takes what the embedding would give.
+TIME_INPUT = "/down_blocks.0/resnets.0/act_1/Mul_output_0"
 LATENT_SCALE = np.float32(0.18215)
 # Latent [4] to RGB in -1..1, a linear fit ("Decoding latents to RGB without upscaling", hub forum).
 LATENT_TO_RGB: Floats = np.array(
@@ -37,7 +39,7 @@ LATENT_TO_RGB: Floats = np.array(
     ],
     dtype=np.float32,
 )
-# Where these files lie in the weights folder, by the variable that may name another place.
+# The environment variable that may name another place for a file -> its name in the weights folder.
 FILES = {
     "UNET_MODEL": "unet.axmodel",
     "VAE_DECODER_MODEL": "vae_decoder.axmodel",
@@ -51,18 +53,16 @@ OPTIONAL = ("VAE_ENCODER_MODEL", "TIME_INPUT_IMG2IMG")  # the portrait set has n
 def load(weights: Path, device: str, options: LoadOptions) -> "LcmPipeline":
     """Opens the graphs in `weights` on AXERA or AXERA.n.
 
-    `options.extra` may name other places for the files, by the keys of FILES. Raises LoadFailed
-    where axengine, the driver or the card is missing, and for files that are missing or not what
-    this loop drives.
+    A file that the model's `places` name is opened there. Raises LoadFailed where axengine, the
+    driver or the card is missing, and for files that are missing or not what this loop drives.
     """
-    files = {
-        key: Path(options.extra[key]) if options.extra.get(key) else weights / name
-        for key, name in FILES.items()
-    }
+    places = options.model.places
+    files = {key: places.get(key, weights / name) for key, name in FILES.items()}
     text = weights / "text_encoder" / "sd15_text_encoder_sim.axmodel"
     for key, path in (*files.items(), ("TEXT_MODEL_DIR", text)):
-        # A place somebody named must be there; the model's own folder may lack what is optional.
-        if not path.exists() and (key not in OPTIONAL or options.extra.get(key)):
+        # An optional file may be absent from the weights folder, but not from a place that was
+        # named for it.
+        if not path.exists() and (key not in OPTIONAL or key in places):
             raise LoadFailed(f"{path} is missing. Install {options.model.name}, or set {key}.")
     encoder = files["VAE_ENCODER_MODEL"]
     hold_card(device)
@@ -80,8 +80,8 @@ def load(weights: Path, device: str, options: LoadOptions) -> "LcmPipeline":
 def _embeddings(text_to_image: Path, image_to_image: Path) -> dict[int, Floats]:
     """Timestep -> its embedding [1, 1280] behind the UNet's SiLU.
 
-    The image-to-image file holds the last two timesteps once more, and they are the same to 1e-6
-    in the hub's set; where it exists it is taken, for sets that differ.
+    The image-to-image file holds the last two timesteps once more. In the hub's set its rows differ
+    by less than 1e-6; where the file exists its rows are used, for sets in which they differ more.
     """
     rows = dict(zip(TIMESTEPS, _rows(text_to_image, 4), strict=True))
     if image_to_image.exists():
@@ -100,7 +100,7 @@ def _rows(path: Path, count: int) -> Floats:
 
 
 class LcmPipeline:
-    """The four graphs and the loop over them."""
+    """The four graphs, and how they make a picture."""
 
     def __init__(
         self,
@@ -113,9 +113,9 @@ class LcmPipeline:
         vae_encoder: Graph | None,
         sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
-        """`sizes` (width, height) are what the model may make, any if there are none.
+        """`sizes` (width, height) are those the model may make; none means any.
 
-        Raises LoadFailed where the graphs make others, or do not belong together.
+        Raises LoadFailed where the graphs make another size, or do not belong together.
         """
         self._tokenizer = tokenizer
         self._embeddings = embeddings
@@ -182,8 +182,8 @@ class LcmPipeline:
         noise: Callable[[], Floats],
         on_step: OnStep,
     ) -> Floats:
-        """Multistep sampling of a latent consistency model (arXiv 2310.04378): guess the clean
-        latent, give it the noise of the next timestep, guess again."""
+        """Multistep sampling of a latent consistency model (arXiv 2310.04378): estimate the clean
+        latent, add the noise of the next timestep, estimate again."""
         for done, step in enumerate(steps, start=1):
             embedding = self._embeddings[step.timestep]
             feed = {"sample": latent, TIME_INPUT: embedding, "encoder_hidden_states": text}
@@ -200,8 +200,8 @@ class LcmPipeline:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A timestep t: signal = sqrt(abar_t) and noise = sqrt(1 - abar_t) of a latent at t; skip and
-    out weigh that latent and the guess made from it."""
+    """A timestep t. A latent at t is signal * clean + noise * gaussian, with signal = sqrt(abar_t)
+    and noise = sqrt(1 - abar_t). `skip` and `out` weigh that latent and the estimate made of it."""
 
     timestep: int
     signal: np.float32
@@ -210,9 +210,9 @@ class Step:
     out: np.float32
 
     def cleaned(self, latent: Floats, predicted: Floats) -> Floats:
-        """The clean latent, guessed from the noise the UNet sees in this one."""
-        guess = (latent - self.noise * predicted) / self.signal
-        return (self.out * guess + self.skip * latent).astype(np.float32, copy=False)
+        """The clean latent, estimated from the noise that the UNet predicts in this one."""
+        estimate = (latent - self.noise * predicted) / self.signal
+        return (self.out * estimate + self.skip * latent).astype(np.float32, copy=False)
 
     def noised(self, clean: Floats, noise: Floats) -> Floats:
         """A clean latent brought to this timestep."""
@@ -224,7 +224,7 @@ def schedule(timesteps: Sequence[int]) -> tuple[Step, ...]:
     0.00085..0.012 over 1000 timesteps, sigma_data 0.5, timesteps scaled by 10."""
     ends = np.float32(0.00085**0.5), np.float32(0.012**0.5)
     betas = np.linspace(*ends, 1000, dtype=np.float32) ** 2
-    # torch's cumprod multiplies in float64 as well.
+    # In float64, as torch's cumprod multiplies.
     kept = np.cumprod(np.float32(1) - betas, dtype=np.float64).astype(np.float32)
     return tuple(
         Step(

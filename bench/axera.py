@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,7 @@ sys.path[:0] = [str(HOME), str(HOME / "tests" / "doubles")]
 from app.models.catalog import Catalog  # noqa: E402
 from app.pictures.codec import preview_jpeg  # noqa: E402
 from app.request import ImageRequest  # noqa: E402
-from app.runtime.main import load_adapter  # noqa: E402
-from app.runtime.protocol import Inputs, LoadOptions  # noqa: E402
+from app.runtime import Inputs, load  # noqa: E402
 from tests.axera.conftest import write_set  # noqa: E402
 
 
@@ -47,15 +47,15 @@ def main() -> None:
 
 
 def measure(name: str, weights: Path, inputs: Inputs, pictures: int) -> None:
-    model = Catalog([HOME], Path(weights)).get(name)
-    pipeline: Any = load_adapter(model).load(weights, "AXERA", LoadOptions(model=model))
+    model = Catalog([HOME], weights.parent).get(name)
+    pipeline: Any = load(model, "AXERA")
     runs: list[float] = []
     for part in ("_text_encoder", "_unet", "_vae_decoder", "_vae_encoder"):
         session = getattr(pipeline, part)._session
         session.run = timed(session.run, runs)
     strength = None if inputs.init_image is None else 1.0
     recipe, _ = model.complete(ImageRequest(prompt="a red fox in the snow"))
-    recipe = type(recipe)(**{**recipe.__dict__, "strength": strength})
+    recipe = replace(recipe, strength=strength)
     own: dict[str, list[float]] = {"denoise": [], "whole": []}
     for seed in range(pictures + 5):
         runs.clear()
@@ -67,9 +67,9 @@ def measure(name: str, weights: Path, inputs: Inputs, pictures: int) -> None:
         own["denoise"].append((made.timings_ms["denoise"] - sum(inside[1:-1])) / 4)
         own["whole"].append(whole - sum(inside))
     step, whole = (statistics.median(times[5:]) for times in own.values())
-    # From a picture, that lap begins with making a latent of it.
-    told = f"{step:.2f} ms a step, " if strength is None else "from a picture, "
-    print(f"{name}: {told}{whole:.1f} ms a picture")
+    # From a picture, the first step's time would include making a latent of it.
+    each = f"{step:.2f} ms a step, " if strength is None else "from a picture, "
+    print(f"{name}: {each}{whole:.1f} ms a picture")
 
 
 def on_step(step: int, steps: int, preview: Any = None) -> None:

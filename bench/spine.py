@@ -27,8 +27,8 @@ sys.path.insert(0, str(HOME))
 
 from app.models.catalog import Catalog  # noqa: E402
 from app.request import ImageRequest  # noqa: E402
-from app.runtime.main import NICENESS, load_adapter  # noqa: E402
-from app.runtime.protocol import Inputs, LoadOptions  # noqa: E402
+from app.runtime import Inputs, load  # noqa: E402
+from app.runtime.main import NICENESS  # noqa: E402
 from tests.conftest import Service  # noqa: E402
 
 PROMPT = "a red circle on a blue background"
@@ -54,10 +54,10 @@ def main() -> None:
 
 
 def direct_call() -> Callable[[int], None]:
-    """The same picture made in this process, by the adapter alone, at a worker's niceness."""
+    """The same picture made in this process, by the pipeline alone, at a worker's niceness."""
     os.nice(NICENESS)
     model = Catalog([HOME], HOME / "data" / "models").get("demo")
-    pipeline = load_adapter(model).load(model.weights_dir, "CPU", LoadOptions(model=model))
+    pipeline = load(model)
     recipe, _ = model.complete(ImageRequest(prompt=PROMPT))
 
     def on_step(step: int, steps: int, preview: object = None) -> None:

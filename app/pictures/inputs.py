@@ -1,7 +1,9 @@
-"""The pictures a request starts from: decoded safely, checked against each other, fitted to the
-recipe, and, where only a part of one is drawn, put together again."""
+"""The pictures a request starts from: decoded safely, checked against each other and fitted to the
+recipe; where only a part of one is drawn, cut out and put back. Knows bytes and pixels, no files on
+a disk."""
 
-from pathlib import Path
+import io
+from collections.abc import Mapping
 
 from PIL import Image as Pillow
 from PIL.Image import Image, Resampling
@@ -31,7 +33,8 @@ def open_inputs(request: ImageRequest) -> dict[str, Image]:
 def fit_inputs(
     pictures: dict[str, Image], recipe: Recipe, request: ImageRequest
 ) -> dict[str, bytes]:
-    """The PNG files that the recipe names: RGB init_image and greyscale mask, white = repaint."""
+    """The PNG files that the recipe names, by name: RGB init_image and greyscale mask, white =
+    repaint."""
     files: dict[str, bytes] = {}
     size = (recipe.width, recipe.height)
     for name, picture in pictures.items():
@@ -45,9 +48,11 @@ def fit_inputs(
     return files
 
 
-def read_inputs(recipe: Recipe, folder: Path) -> tuple[Image | None, Image | None]:
-    """What the pipeline starts from: init_image and mask at the recipe's width x height."""
-    init, mask = _files(recipe, folder)
+def read_inputs(recipe: Recipe, files: Mapping[str, bytes]) -> tuple[Image | None, Image | None]:
+    """What the pipeline starts from, of the files that `fit_inputs` made: init_image and mask at
+    the recipe's width x height. With a mask_padding that is the region around the mask, enlarged.
+    """
+    init, mask = _opened(recipe, files)
     if init is None or mask is None or recipe.mask_padding is None:
         return init, mask
     size = (recipe.width, recipe.height)
@@ -58,11 +63,12 @@ def read_inputs(recipe: Recipe, folder: Path) -> tuple[Image | None, Image | Non
     )
 
 
-def put_back(picture: Image, recipe: Recipe, folder: Path | None) -> Image:
-    """The finished picture: what was drawn of a part of the init_image, in its place."""
-    if recipe.mask_padding is None or folder is None:
+def put_back(picture: Image, recipe: Recipe, files: Mapping[str, bytes]) -> Image:
+    """The finished picture: with a mask_padding, the init_image with `picture` laid over the region
+    that `read_inputs` cut out, as far as the mask says; otherwise `picture` itself."""
+    if recipe.mask_padding is None:
         return picture
-    init, mask = _files(recipe, folder)
+    init, mask = _opened(recipe, files)
     assert init is not None and mask is not None
     left, top, right, bottom = box = region(
         mask, recipe.mask_padding, (recipe.width, recipe.height)
@@ -91,8 +97,8 @@ def _grown(low: int, high: int, length: int, end: int) -> tuple[int, int]:
     return low, low + length
 
 
-def _files(recipe: Recipe, folder: Path) -> tuple[Image | None, Image | None]:
-    def read(name: str | None) -> Image | None:
-        return Pillow.open(folder / name) if name else None
+def _opened(recipe: Recipe, files: Mapping[str, bytes]) -> tuple[Image | None, Image | None]:
+    def opened(name: str | None) -> Image | None:
+        return Pillow.open(io.BytesIO(files[name])) if name else None
 
-    return read(recipe.init_image), read(recipe.mask)
+    return opened(recipe.init_image), opened(recipe.mask)

@@ -1,196 +1,78 @@
-"""The inside of a worker process: holds exactly one pipeline and makes pictures with it, one job
-at a time.
+"""A worker process: loads one pipeline, then draws one job after the other and encodes each beside
+the drawing of the next. Knows no queue: which job comes next, and why, is the service's to decide.
 
     python -m app.runtime.main FD
 
-FD is its end of a socket pair. It ends when the other end closes, even in the middle of a step, so
-that no worker outlives the service.
+FD is its end of a socket pair; channel.py has what it is told and how it ends.
 """
 
-import importlib.util
-import math
 import os
-import pickle
-import queue
 import signal
 import socket
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, cast
-from weakref import WeakValueDictionary
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from app.errors import EaselError, GenerationFailed, LoadFailed
-from app.models import manifest
-from app.models.model import Model
 from app.pictures import codec
 from app.pictures.inputs import put_back, read_inputs
 from app.request import Recipe
-from app.runtime.protocol import Adapter, Canceled, Inputs, LoadOptions, Pipeline, Pixels, Preview
-from app.workers.message import (
-    LENGTH,
-    Cancel,
-    Counted,
-    Drawn,
-    Encoded,
-    Failed,
-    Load,
-    Loaded,
-    Run,
-    Stepped,
-    Stopped,
-    Watch,
-    pack,
-)
+from app.runtime import Inputs, load
+from app.runtime.attempt import Attempt
+from app.runtime.channel import Channel
+from app.runtime.protocol import Canceled, Pipeline, Pixels, Preview
+from app.workers import message
+from app.workers.message import Drawn, Encoded, Failed, Loaded, Run, Stopped
 
-NICENESS = 5  # below the service, so that a health check never waits for a denoising step
-UNWATCHED = 0.25  # seconds between two reports while nobody looks: each takes from the drawing
-UNSEEN = 64  # steps whose previews somebody who comes late still gets
-
-
-class Channel:
-    """The worker's end of the socket pair: messages arrive on a thread of their own, so that a
-    running job hears what concerns it at once."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._file = connection.makefile("rb")
-        self._connection = connection
-        self._sending = threading.Lock()
-        self._incoming: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._receive, daemon=True).start()
-
-    def send(self, message: Any) -> None:
-        with self._sending:
-            self._connection.sendall(pack(message))
-
-    def receive(self) -> Any:
-        """The Load, then an Attempt for each Run."""
-        return self._incoming.get()
-
-    def _receive(self) -> None:
-        attempts = WeakValueDictionary[str, Attempt]()  # those that wait or are drawn
-        try:
-            while len(head := self._file.read(LENGTH.size)) == LENGTH.size:
-                message = pickle.loads(self._file.read(LENGTH.unpack(head)[0]))
-                match message:
-                    case Run():
-                        attempt = attempts[message.job] = Attempt(message, self.send)
-                        self._incoming.put(attempt)
-                    case Cancel() if attempt := attempts.get(message.job):
-                        attempt.canceled = True
-                    case Watch() if attempt := attempts.get(message.job):
-                        attempt.watch()
-                    case Load():
-                        self._incoming.put(message)
-                    case _:
-                        pass  # of a job that has ended meanwhile
-        except OSError:
-            pass  # the service died with something unread
-        finally:
-            os._exit(0)  # the service is gone; the main thread may be deep inside a native call
-
-
-class Attempt:
-    """A run: whether it is still wanted, and what is told of its steps. While nobody looks, that is
-    their number, now and then; whoever comes late gets every step with its preview all the same."""
-
-    def __init__(self, run: Run, send: Callable[[Any], None]) -> None:
-        self.run = run
-        self.canceled = False
-        self._send = send
-        self._watched = run.watched
-        self._told = -math.inf
-        self._unseen: deque[tuple[int, int, Preview]] = deque(maxlen=UNSEEN)
-        self._telling = threading.Lock()
-
-    def step(self, step: int, steps: int, preview: Preview) -> None:
-        with self._telling:
-            self._unseen.append((step, steps, preview))
-            if self._watched:
-                self._tell()
-            elif time.monotonic() - self._told >= UNWATCHED:
-                self._told = time.monotonic()
-                self._send(Counted(job=self.run.job, step=step, steps=steps))
-
-    def watch(self) -> None:
-        with self._telling:
-            self._watched = True
-            self._tell()
-
-    def end(self) -> None:
-        with self._telling:
-            self._unseen.clear()
-
-    def _tell(self) -> None:
-        while self._unseen:
-            step, steps, preview = self._unseen.popleft()
-            small = _small_jpeg(preview) if preview else None
-            self._send(Stepped(job=self.run.job, step=step, steps=steps, preview=small))
+NICENESS = 5  # below the service, so that a health check does not wait for a denoising step
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the service decides when this ends
     os.nice(NICENESS)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    load: Load = channel.receive()
-    began = time.perf_counter()
-    try:
-        pipeline = _load(load)
-    except EaselError as error:
-        channel.send(Failed(job=None, code=error.code, detail=error.detail))
+    pipeline = _load(channel)
+    if pipeline is None:
         return
-    except Exception as error:  # noqa: BLE001 - an adapter may raise anything
-        detail = (
-            f"{load.model.name} cannot be loaded on {load.device}: {type(error).__name__}: {error}"
-        )
-        channel.send(Failed(job=None, code=LoadFailed.code, detail=detail))
-        return
-    channel.send(Loaded(milliseconds=_since(began)))
     with ThreadPoolExecutor(1, initializer=_give_way) as encoder:
         while True:
-            _run(channel, pipeline, channel.receive(), encoder)
+            _run(channel, pipeline, channel.wait_for_job(), encoder)
+
+
+def _load(channel: Channel) -> Pipeline | None:
+    """What the service's first order names, ready to draw; None after a failure was reported."""
+    order = channel.wait_for_load()
+    model, device = order.model, order.device
+    began = time.perf_counter()
+    try:
+        pipeline = load(model, device, cache_dir=order.cache_dir, threads=order.threads)
+    except EaselError as error:
+        channel.send(message.LoadFailed(code=error.code, detail=error.detail))
+        return None
+    except Exception as error:  # noqa: BLE001 - a family's code may raise anything
+        detail = f"{model.name} cannot be loaded on {device}: {type(error).__name__}: {error}"
+        channel.send(message.LoadFailed(code=LoadFailed.code, detail=detail))
+        return None
+    channel.send(Loaded(milliseconds=_since(began)))
+    return pipeline
 
 
 def _give_way() -> None:
-    """Lets the drawing of the next picture go before this thread; not by much, since it may hold
-    what the drawing waits for."""
+    """Makes the encoder's thread yield to the drawing; by a little only, because it may hold the
+    interpreter's lock while the drawing waits for that."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS + 5)
-
-
-def _load(load: Load) -> Pipeline:
-    manifest.check(load.model)
-    options = LoadOptions(
-        model=load.model,
-        cache_dir=load.cache_dir,
-        threads=load.threads,
-        extra={name: str(place) for name, place in load.model.places.items()},
-    )
-    return load_adapter(load.model).load(load.model.weights_dir, load.device, options)
-
-
-def load_adapter(model: Model) -> Adapter:
-    """The family's pipeline.py as a module. By path, because families may have hyphens and dots."""
-    path = model.folder / "pipeline.py"
-    name = f"easel_family_{abs(hash(path))}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise LoadFailed(f"The family {model.family} has no pipeline.py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses look their module up
-    spec.loader.exec_module(module)
-    return cast(Adapter, module)
 
 
 def _run(
     channel: Channel, pipeline: Pipeline, attempt: Attempt, encoder: ThreadPoolExecutor
 ) -> None:
+    """Draws a job and reports how that ended; its pictures go to the encoder."""
     run = attempt.run
     try:
         pixels, timings, warnings = _draw(pipeline, attempt)
@@ -200,7 +82,7 @@ def _run(
         channel.send(Failed(job=run.job, code=error.code, detail=error.detail))
     except Exception as error:  # noqa: BLE001 - a pipeline may raise anything; the worker lives on
         detail = f"The pipeline failed: {type(error).__name__}: {error}"
-        channel.send(Failed(job=run.job, code="generation_failed", detail=detail[:500]))
+        channel.send(Failed(job=run.job, code=GenerationFailed.code, detail=detail[:500]))
     else:
         channel.send(Drawn(job=run.job, timings_ms=timings, warnings=warnings))
         encoder.submit(_encode, channel, run, pixels)
@@ -211,8 +93,10 @@ def _run(
 def _draw(
     pipeline: Pipeline, attempt: Attempt
 ) -> tuple[list[Pixels], dict[str, float], tuple[str, ...]]:
+    """The job's pictures, the milliseconds of each part of the work over all of them, and the
+    warnings, each once; raises Canceled when the job is no longer wanted."""
     recipe = attempt.run.recipe
-    inputs = _inputs(recipe, attempt.run.folder)
+    inputs = _inputs(recipe, attempt.run.inputs)
     pixels: list[Pixels] = []
     timings: dict[str, float] = {}
     warnings: dict[str, None] = {}
@@ -221,31 +105,29 @@ def _draw(
         def on_step(step: int, steps: int, preview: Preview = None, done: int = n) -> None:
             if attempt.canceled:
                 raise Canceled
-            attempt.step(done * steps + step, recipe.images * steps, preview)
+            attempt.report_step(done * steps + step, recipe.images * steps, preview)
 
         if attempt.canceled:
             raise Canceled
         made = pipeline.generate(recipe, recipe.image_seed(n), inputs, on_step)
         pixels.append(_checked(made.pixels, recipe))
         warnings |= dict.fromkeys(made.warnings)
-        for name, milliseconds in made.timings_ms.items():
-            timings[name] = timings.get(name, 0.0) + milliseconds
+        for part, milliseconds in made.timings_ms.items():
+            timings[part] = timings.get(part, 0.0) + milliseconds
     if attempt.canceled:
         raise Canceled
     return pixels, timings, tuple(warnings)
 
 
-def _small_jpeg(preview: Callable[[], Pixels]) -> bytes | None:
-    """A preview that cannot be made costs no picture."""
-    try:
-        return codec.preview_jpeg(Image.fromarray(preview()))
-    except Exception as error:  # noqa: BLE001 - it is the adapter's code
-        print(f"no preview: {error!r}", file=sys.stderr, flush=True)
-        return None
+def _inputs(recipe: Recipe, files: Mapping[str, bytes]) -> Inputs:
+    init, mask = read_inputs(recipe, files)
+    return Inputs(
+        init_image=np.asarray(init) if init else None, mask=np.asarray(mask) if mask else None
+    )
 
 
 def _checked(pixels: Any, recipe: Recipe) -> Pixels:
-    """What a pipeline made, if it is the picture it was asked for; raises GenerationFailed."""
+    """What a pipeline made, if it is a picture of the recipe's size; raises GenerationFailed."""
     made = np.asarray(pixels)
     if made.shape != (recipe.height, recipe.width, 3) or made.dtype != np.uint8:
         raise GenerationFailed(
@@ -255,33 +137,26 @@ def _checked(pixels: Any, recipe: Recipe) -> Pixels:
     return made
 
 
-def _inputs(recipe: Recipe, folder: Path | None) -> Inputs:
-    if folder is None:
-        return Inputs()
-    init, mask = read_inputs(recipe, folder)
-    return Inputs(
-        init_image=np.asarray(init) if init else None, mask=np.asarray(mask) if mask else None
-    )
-
-
 def _encode(channel: Channel, run: Run, pixels: list[Pixels]) -> None:
+    """Sends the finished files. Runs on the encoder's thread, where an exception would be lost and
+    the service would wait for ever, so all become a report."""
     began = time.perf_counter()
     try:
-        finished = [put_back(Image.fromarray(each), run.recipe, run.folder) for each in pixels]
+        finished = [put_back(Image.fromarray(each), run.recipe, run.inputs) for each in pixels]
         pictures = tuple(
             codec.encode(picture, run.recipe, run.recipe.image_seed(n))
             for n, picture in enumerate(finished)
         )
-    except Exception as error:  # noqa: BLE001 - on a thread of its own: unheard, it would hang the job
-        channel.send(
-            Failed(job=run.job, code="generation_failed", detail=f"Encoding failed: {error}")
-        )
+    except Exception as error:  # noqa: BLE001 - see above
+        detail = f"Encoding failed: {error}"
+        channel.send(Failed(job=run.job, code=GenerationFailed.code, detail=detail))
         return
     size = finished[0].size
     channel.send(Encoded(job=run.job, pictures=pictures, size=size, milliseconds=_since(began)))
 
 
 def _since(began: float) -> float:
+    """Milliseconds since a time of perf_counter."""
     return (time.perf_counter() - began) * 1000
 
 

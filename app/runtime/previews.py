@@ -22,7 +22,7 @@ def from_colours(colours: Sequence[Sequence[float]]) -> LatentToRgb:
     blue, in -1..1, that one unit adds. ComfyUI publishes such tables (latent_formats.py), fitted by
     least squares to decoded pictures.
     """
-    rgb = np.array(colours, dtype=np.float32) / 2
+    rgb: LatentToRgb = np.array(colours, dtype=np.float32) / np.float32(2)
     rgb[-1] += 0.5
     return rgb
 

@@ -1,11 +1,12 @@
-"""The protocol between a worker and a family's adapter. Knows no process, no queue and no runtime.
+"""What a family's pipeline.py fulfils, and the data that goes in and out of it. Knows no process,
+no queue and no runtime.
 
-A family's pipeline.py offers `load(weights, device, options) -> Pipeline`. A pipeline makes one
-picture per call, so that the picture of a seed never depends on how many were asked for.
+pipeline.py offers `load(weights, device, options) -> Pipeline`. A pipeline makes one picture a
+call, so that the picture of a seed does not depend on how many were asked for.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -20,30 +21,29 @@ Pixels = NDArray[np.uint8]
 
 
 class Canceled(BaseException):
-    """Raised by on_step to end a generation; a BaseException, so that no `except Exception` eats
-    it."""
+    """Raised by on_step to end a generation. A BaseException, so that an `except Exception` in a
+    pipeline does not swallow it."""
 
 
 Preview = Callable[[], Pixels] | None
-"""Makes a small picture of the latent as it was at a step: at once, later, from another thread, or
-never."""
+"""Makes a small picture of the latent as it was at its step. It may be called later, from another
+thread, or never, so it keeps what it needs."""
 
 
 class OnStep(Protocol):
-    """Called after each denoising step with what is done and how much there is. Raises Canceled
-    when the job is no longer wanted."""
+    """Called by a pipeline after each denoising step with the number of steps done and of all.
+    Raises Canceled when nobody wants the picture any more."""
 
     def __call__(self, step: int, steps: int, preview: Preview = None) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """What an adapter may need beyond the weights."""
+    """What loading a pipeline may need beyond weights and device."""
 
     model: Model
     cache_dir: Path | None = None  # where the runtime keeps compiled models
     threads: int = 0  # inference threads; 0: the runtime decides
-    extra: dict[str, str] = field(default_factory=dict[str, str])  # the family's own settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Inputs:
 @dataclass(frozen=True, kw_only=True)
 class Generated:
     """One picture, where its time went (milliseconds: text, denoise, decode), and what was not
-    honoured."""
+    honoured, in words."""
 
     pixels: Pixels
     timings_ms: dict[str, float]
@@ -65,12 +65,17 @@ class Generated:
 
 
 class Pipeline(Protocol):
+    """A model on a device, ready to draw."""
+
     def generate(self, recipe: Recipe, seed: int, inputs: Inputs, on_step: OnStep) -> Generated:
-        """Makes one picture of recipe.width x recipe.height; raises Canceled when on_step did."""
+        """Makes one picture of recipe.width x recipe.height; lets Canceled through when on_step
+        raises it. Raises GenerationFailed."""
         ...
 
 
-class Adapter(Protocol):
+class Family(Protocol):
     """A family's pipeline.py, as a module."""
 
-    def load(self, weights: Path, device: str, options: LoadOptions) -> Pipeline: ...
+    def load(self, weights: Path, device: str, options: LoadOptions) -> Pipeline:
+        """Raises LoadFailed."""
+        ...

@@ -42,7 +42,7 @@ def test_the_page_names_every_variable_and_model() -> None:
 
 def test_the_page_explains_what_the_runtime_says() -> None:
     """Each message that axengine or app.runtime.axera can show has its line in the table."""
-    said = (HOME / "app" / "axengine.py").read_text() + (
+    said = (HOME / "app" / "runtime" / "axera.py").read_text() + (
         HOME / "tests" / "doubles" / "axengine" / "session.py"
     ).read_text()
     table = PAGE[PAGE.index("## What can go wrong") : PAGE.index("## What only the hardware")]

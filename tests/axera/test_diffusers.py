@@ -7,6 +7,7 @@ its scaling, every tensor by its name. Needs the convert environment.
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 
 from app.models.catalog import HOME, Catalog
 from app.request import ImageRequest
-from app.runtime.main import load_adapter
-from app.runtime.protocol import Inputs, LoadOptions, Pipeline
+from app.runtime import Inputs, load
+from app.runtime.family import load_family
+from app.runtime.protocol import Pipeline
 
 torch = pytest.importorskip("torch", reason="needs the convert environment")
 diffusers = pytest.importorskip("diffusers", reason="needs the convert environment")
@@ -24,7 +26,7 @@ transformers = pytest.importorskip("transformers", reason="needs the convert env
 pytestmark = pytest.mark.convert
 
 MODEL = Catalog([HOME], Path("weights")).get("axera-sd15-lcm")
-ADAPTER: Any = load_adapter(MODEL)
+FAMILY: Any = load_family(MODEL)
 STRENGTHS = [0.25, 0.5, 0.75, 1.0]
 
 
@@ -35,7 +37,7 @@ def scheduler() -> Any:
 
 
 class Noise:
-    """The adapter's stream of noise, given to diffusers wherever it asks for some."""
+    """The pipeline's stream of noise, given to diffusers wherever it asks for some."""
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.RandomState(seed)
@@ -50,9 +52,9 @@ def test_the_loop_equals_the_lcm_scheduler(
 ) -> None:
     theirs = scheduler()
     theirs.set_timesteps(4)
-    count = 4 if strength is None else ADAPTER.steps_for(strength)
+    count = 4 if strength is None else FAMILY.steps_for(strength)
     timesteps = theirs.timesteps[4 - count :]
-    steps = ADAPTER.schedule(ADAPTER.TIMESTEPS)[-count:]
+    steps = FAMILY.schedule(FAMILY.TIMESTEPS)[-count:]
     assert [step.timestep for step in steps] == timesteps.tolist()
 
     module = "diffusers.schedulers.scheduling_lcm.randn_tensor"
@@ -77,7 +79,7 @@ def test_the_loop_equals_the_lcm_scheduler(
 
 
 def test_the_schedule_has_the_published_values() -> None:
-    signals = [float(step.signal) ** 2 for step in ADAPTER.schedule(ADAPTER.TIMESTEPS)]
+    signals = [float(step.signal) ** 2 for step in FAMILY.schedule(FAMILY.TIMESTEPS)]
     assert np.allclose(signals, [0.00466010, 0.05221293, 0.27766965, 0.65897553], rtol=1e-5)
 
 
@@ -150,7 +152,7 @@ def _export_all(tiny: Tiny, folder: Path) -> None:
     ids, text = torch.zeros(1, 77, dtype=torch.int32), torch.randn(1, 77, 768)
     unet = tiny.unet
     with torch.no_grad():
-        times = [unet.time_proj(torch.tensor([float(t)])) for t in ADAPTER.TIMESTEPS]
+        times = [unet.time_proj(torch.tensor([float(t)])) for t in FAMILY.TIMESTEPS]
         embedded = torch.cat([torch.nn.functional.silu(unet.time_embedding(t)) for t in times])
     np.save(folder / "time_input_txt2img.npy", embedded.numpy())
     (folder / "text_encoder").mkdir()
@@ -165,7 +167,7 @@ def _export_all(tiny: Tiny, folder: Path) -> None:
     _export(
         lambda sample, time, states: cut(sample, time, states, return_dict=False)[0],
         folder / "unet.axmodel",
-        {"sample": latent, ADAPTER.TIME_INPUT: embedded[:1], "encoder_hidden_states": text},
+        {"sample": latent, FAMILY.TIME_INPUT: embedded[:1], "encoder_hidden_states": text},
     )
     vae = tiny.vae
     _export(
@@ -222,7 +224,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path) -> Iterator[t
 
 @pytest.fixture(scope="module")
 def ours(tiny: tuple[Tiny, Path]) -> Pipeline:
-    return ADAPTER.load(tiny[1], "AXERA", LoadOptions(model=MODEL))
+    return load(replace(MODEL, weights_dir=tiny[1]), "AXERA")
 
 
 def test_text_to_image_equals_diffusers(

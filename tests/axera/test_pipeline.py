@@ -1,4 +1,5 @@
-"""The Axera adapter over the axengine double: pictures, steps, cancel, and what can go wrong."""
+"""The Axera family's pipeline over the axengine double: pictures, steps, cancel, what can go
+wrong."""
 
 import shutil
 from collections.abc import Callable
@@ -9,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app import runtime
 from app.errors import GenerationFailed, LoadFailed
 from app.models.catalog import HOME, Catalog
 from app.models.model import Model
 from app.request import ImageRequest, Recipe
-from app.runtime.main import load_adapter
-from app.runtime.protocol import Canceled, Inputs, LoadOptions, Pipeline
+from app.runtime.protocol import Canceled, Inputs, Pipeline
 
 CATALOG = Catalog([HOME], Path("weights"))
 MODEL = CATALOG.get("axera-sd15-lcm")
@@ -22,7 +23,8 @@ PORTRAIT = CATALOG.get("axera-sd15-lcm-1024x768")
 
 
 def load(weights: Path, model: Model = MODEL, **places: str) -> Pipeline:
-    return load_adapter(model).load(weights, "AXERA", LoadOptions(model=model, extra=places))
+    named = {variable: Path(place) for variable, place in places.items()}
+    return runtime.load(replace(model, weights_dir=weights, places=named), "AXERA")
 
 
 @pytest.fixture(scope="module")

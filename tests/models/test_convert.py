@@ -19,8 +19,7 @@ from app.models import manifest, source
 from app.models.catalog import HOME, Catalog
 from app.models.model import Model
 from app.request import ImageRequest
-from app.runtime.main import load_adapter
-from app.runtime.protocol import Inputs, LoadOptions
+from app.runtime import Inputs, load
 from tests.hub.server import TOKEN, Hub
 from tests.hub.test_download import Machine
 
@@ -94,7 +93,7 @@ def catalog_of(machine: Machine) -> Catalog:
 def draws(model: Model) -> None:
     """The installed model makes pictures: the same for the same seed, others for others, with
     previews, from words, from a picture and in a part of one."""
-    pipeline = load_adapter(model).load(model.weights_dir, "CPU", LoadOptions(model=model))
+    pipeline = load(model)
 
     def draw(seed: int, inputs: Inputs | None = None, **asked: Any) -> np.ndarray[Any, Any]:
         request = ImageRequest(
