@@ -1,4 +1,5 @@
-"""The bundled family: a small Stable Diffusion with its own latent space."""
+"""The bundled family on OpenVINO GenAI: a small Stable Diffusion with a latent space of its own,
+whose map to preview pixels lies beside the weights."""
 
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from app.runtime.protocol import Inputs, LoadOptions, Pipeline
 
 def load(weights: Path, device: str, options: LoadOptions) -> Pipeline:
     pipeline = genai.load(weights, device, options, preview=np.load(weights / "preview.npy"))
-    # A pipeline whose first picture is one of 64 pixels makes NaN of larger ones ever after (seen
-    # with OpenVINO 2026.4.1 in bfloat16), so the first one is of the usual size.
+    # A pipeline whose very first picture has 64 pixels a side computes NaN for every larger one
+    # after it, and they come out black (seen with OpenVINO 2026.4.1 in bfloat16). So the first
+    # picture is drawn here, at the default size.
     first = ImageRequest(prompt="a picture", steps=options.model.limits.steps[0])
     recipe, _ = options.model.complete(first)
     try:

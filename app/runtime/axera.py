@@ -1,7 +1,8 @@
-"""Axera's NPU runtime: opens compiled graphs and lists the devices. Knows no model.
+"""Axera's NPUs: opens compiled graphs on them, lists them, and keeps a card to one process. Knows
+no model.
 
-axengine is on no package index and cannot even be imported without the driver's library, so it is
-imported where it is needed, and every failure says what to install.
+axengine, Axera's Python runtime, is on no package index and cannot be imported without the driver's
+library. So it is imported where it is needed, and every failure says what to install.
 """
 
 import ctypes.util
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from app.device import Device
 from app.errors import GenerationFailed, LoadFailed
 
-CARD_PROVIDER = "AXCLRTExecutionProvider"  # M.2 cards; the other one is the board's own NPU
+CARD_PROVIDER = "AXCLRTExecutionProvider"  # axengine's for M.2 cards; its other one is for boards
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 _PCI_ID = ["0x1f4b", "0x0650"]  # vendor and device of an AX650N
 # What axengine raises when a driver call fails or an array does not fit.
@@ -36,7 +37,7 @@ class Node(Protocol):
 
 
 class Session(Protocol):
-    """axengine.InferenceSession, as far as it is used here."""
+    """The part of axengine.InferenceSession that is used here."""
 
     def get_inputs(self) -> Sequence[Node]: ...
     def get_outputs(self) -> Sequence[Node]: ...
@@ -45,7 +46,7 @@ class Session(Protocol):
     ) -> Sequence[NDArray[Any]]: ...
 
 
-def runtime() -> Any:
+def import_axengine() -> Any:
     """The axengine module; raises LoadFailed that says what is missing."""
     ctypes.util.find_library = _find_library
     try:
@@ -58,7 +59,7 @@ def runtime() -> Any:
     except (ImportError, *_DRIVER_ERRORS) as error:
         raise LoadFailed(
             "Axera's driver is missing: neither libaxcl_rt (M.2 card) nor libax_engine (board) is "
-            f"found. Install it as docs/axera.md says. axengine: {_words(error)}"
+            f"found. Install it as docs/axera.md says. axengine: {_sentence(error)}"
         ) from error
 
 
@@ -66,10 +67,11 @@ _find_by_system = ctypes.util.find_library
 
 
 def _find_library(name: str) -> str | None:
-    """Where a shared library is, as axengine asks for the driver's.
+    """Takes the place of ctypes.util.find_library, by which axengine looks for the driver.
 
-    Python asks the loader's cache and a linker. A slim image has no linker, and a driver that was
-    mounted into it is in no cache: what the loader itself would find is looked for first.
+    Python's own function asks the loader's cache and a linker. In a container there may be no
+    linker, and a driver that was mounted is in no cache; so the folders of LD_LIBRARY_PATH, which
+    the loader would search, come first.
     """
     for folder in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")):
         path = Path(folder) / f"lib{name}.so"
@@ -79,7 +81,8 @@ def _find_library(name: str) -> str | None:
 
 
 def card_index(device: str) -> int:
-    """Which card AXERA, AXERA.0, AXERA.1, ... means."""
+    """The number of the card that AXERA (the first), AXERA.0, AXERA.1, ... names; raises
+    LoadFailed."""
     name, _, index = device.partition(".")
     if name != "AXERA" or not (index or "0").isdecimal():
         raise LoadFailed(f"{device} is no Axera device; those are AXERA, AXERA.0, AXERA.1.")
@@ -90,10 +93,10 @@ _held: dict[int, int] = {}  # card -> the file descriptor of its lock
 
 
 def hold_card(device: str, *, patience: float = 5.0) -> None:
-    """Keeps the card for this process until it ends; raises LoadFailed when another has it.
+    """Locks the card for this process until it ends; raises LoadFailed while another process has
+    it for longer than `patience` seconds, which one that is just ending needs.
 
-    More pipelines on a card bring no throughput, and at the fourth the driver fails for all. A
-    process that is just ending gets `patience` seconds.
+    More pipelines on a card bring no throughput, and at the fourth the driver fails for all.
     """
     card = card_index(device)
     if card in _held:
@@ -119,17 +122,19 @@ def hold_card(device: str, *, patience: float = 5.0) -> None:
 
 def _open_lock(path: Path) -> int:
     try:
-        if path.exists():  # where all may write, opening another's file to create it is refused
+        # Without O_CREAT where the file exists: in a folder where all may write (sticky), the
+        # kernel refuses to open another user's file with it (fs.protected_regular).
+        if path.exists():
             return os.open(path, os.O_RDONLY)
         lock = os.open(path, os.O_RDONLY | os.O_CREAT)
-        os.fchmod(lock, 0o644)  # whatever the umask: other users' services are to see it
+        os.fchmod(lock, 0o644)  # whatever the umask, so that other users' services can open it
     except OSError as error:
         raise LoadFailed(f"The card's lock {path} cannot be opened: {error.strerror}.") from error
     return lock
 
 
 def _lock_folder() -> Path:
-    """One folder for all services of the machine, unless TMPDIR keeps them apart."""
+    """/run/lock, which all services of the machine share; where TMPDIR is set, that one."""
     own, shared = os.environ.get("TMPDIR"), Path("/run/lock")
     if own is None and os.access(shared, os.W_OK):
         return shared
@@ -137,14 +142,13 @@ def _lock_folder() -> Path:
 
 
 class Graph:
-    """One compiled graph on the NPU: called with arrays by name, it answers its first output.
-
-    It has one set of buffers, so it makes one run at a time.
+    """A network compiled for the NPU: called with arrays by the names of its inputs, it returns its
+    first output. It has one set of buffers, so it takes one call at a time.
     """
 
     def __init__(self, part: str, path: Path, device: str) -> None:
-        """`part` is its name in messages; raises LoadFailed."""
-        axengine = runtime()
+        """`part` is what error messages call it; raises LoadFailed."""
+        axengine = import_axengine()
         card = card_index(device)
         if card and axengine.get_available_providers()[0] != CARD_PROVIDER:
             raise LoadFailed(f"There is no {device}: the board's own NPU is AXERA.")
@@ -155,7 +159,7 @@ class Graph:
             )
         except (ImportError, *_DRIVER_ERRORS) as error:
             raise LoadFailed(
-                f"The {part} ({path.name}) cannot be opened on {device}: {_words(error)} "
+                f"The {part} ({path.name}) cannot be opened on {device}: {_sentence(error)} "
                 "Check the card (`axcl-smi`) and that no other service uses it."
             ) from error
         nodes = self._session.get_inputs()
@@ -165,12 +169,14 @@ class Graph:
 
     @property
     def input(self) -> str:
-        """The name of the first input; for graphs with one, which exports name differently."""
+        """The name of the first input. Exporters give different names to the input of graphs that
+        have only one."""
         return next(iter(self.inputs))
 
     def __call__(self, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """One run; raises GenerationFailed where it fails, or the answer holds NaN or infinity."""
-        # The runtime copies memory as it lies: what is not C-contiguous would arrive scrambled.
+        """Raises GenerationFailed where the run fails, or the output holds NaN or infinity."""
+        # axengine copies an array's memory without regard to its strides: one that is not
+        # C-contiguous would arrive scrambled.
         arrays = {
             name: np.ascontiguousarray(array, dtype=self._dtypes.get(name))
             for name, array in feed.items()
@@ -178,7 +184,9 @@ class Graph:
         try:
             answer = self._session.run(None, arrays)[0]
         except _DRIVER_ERRORS as error:
-            raise GenerationFailed(f"The {self.part} failed on the NPU: {_words(error)}") from error
+            raise GenerationFailed(
+                f"The {self.part} failed on the NPU: {_sentence(error)}"
+            ) from error
         if not np.isfinite(answer).all():
             raise GenerationFailed(
                 f"The {self.part} answered with values that are no numbers (NaN). Load the model "
@@ -188,9 +196,10 @@ class Graph:
 
 
 def devices(pci: Path = PCI_DEVICES) -> list[Device]:
-    """The Axera devices of this machine; for a child process.
+    """The Axera devices of this machine, with the reason where one is not available. Imports
+    axengine, so it is called in a child process (device_probe.py).
 
-    Cards are counted on the PCI bus, for asking the driver would disturb a pipeline that runs.
+    Cards are counted on the PCI bus, because asking the driver disturbs a running pipeline.
     """
     cards = [
         address.name
@@ -199,7 +208,7 @@ def devices(pci: Path = PCI_DEVICES) -> list[Device]:
     ]
     names = [f"AXERA.{n}" for n in range(len(cards))] if len(cards) > 1 else ["AXERA"]
     try:
-        on_card = runtime().get_available_providers()[0] == CARD_PROVIDER
+        on_card = import_axengine().get_available_providers()[0] == CARD_PROVIDER
     except LoadFailed as error:
         return [_device(name, "Axera NPU", error.detail) for name in names]
     if not on_card:
@@ -216,6 +225,7 @@ def _device(name: str, full_name: str, reason: str | None = None) -> Device:
     return Device(name=name, full_name=full_name, kind="AXERA", available=available, reason=reason)
 
 
-def _words(error: Exception) -> str:
+def _sentence(error: Exception) -> str:
+    """An exception's text on one line, cut to 400 characters, with a full stop."""
     text = " ".join(str(error).split())[:400] or type(error).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,4 +1,5 @@
-"""CLIP's byte-pair tokenizer from the files of a hub folder, for runtimes that bring none."""
+"""CLIP's byte-pair tokenizer from the files of a hub folder, for runtimes that bring none (OpenVINO
+GenAI brings its own). Knows no prompt weights and no text encoder."""
 
 import json
 from pathlib import Path
@@ -8,23 +9,22 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from app.errors import LoadFailed
 
-POSITIONS = 77  # tokens the text encoder reads, start and end included
+POSITIONS = 77  # tokens that CLIP's text encoder reads, start and end included
 _START, _END = "<|startoftext|>", "<|endoftext|>"
-# CLIP's words: contractions, letters, single digits, runs of anything else.
+# CLIP splits text into these before it joins byte pairs: contractions, runs of letters, single
+# digits, runs of anything else.
 _WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
 class ClipTokenizer:
-    """From tokenizer.json, or from vocab.json and merges.txt as older checkpoints have them."""
+    """Reads tokenizer.json, or vocab.json and merges.txt, which older checkpoints have instead."""
 
     def __init__(self, folder: Path) -> None:
         """Raises LoadFailed where files are missing or damaged."""
         try:
             self._tokenizer = _tokenizer(folder)
             ids = [self._tokenizer.token_to_id(token) for token in (_START, _END, _padding(folder))]
-        except (
-            Exception
-        ) as error:  # the tokenizers library raises plain Exception on files it cannot read
+        except Exception as error:  # the tokenizers library raises no narrower class
             raise LoadFailed(f"The tokenizer in {folder} cannot be read: {error}") from error
         if None in ids:
             raise LoadFailed(
@@ -36,14 +36,15 @@ class ClipTokenizer:
         self._start, self._end, self._pad = ids
 
     def encode(self, text: str) -> tuple[list[int], int]:
-        """The 77 ids of a text, cut or padded, and how many it would have uncut."""
+        """The 77 ids of a text, cut or padded, and how many ids the whole text has."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         kept = [self._start, *ids[: POSITIONS - 2], self._end]
         return kept + [self._pad] * (POSITIONS - len(kept)), len(ids) + 2
 
 
 def _tokenizer(folder: Path) -> Any:
-    """The library's tokenizer (untyped there), neither cutting nor padding."""
+    """The tokenizers library's object, set to neither cut nor pad (ClipTokenizer does both). Any,
+    because the library has no types."""
     library: Any = Tokenizer
     bpe: Any = models.BPE
     if (folder / "tokenizer.json").exists():
@@ -68,7 +69,8 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _padding(folder: Path) -> str:
-    """The token behind the end: the end once more in Stable Diffusion 1.5, others later."""
+    """The token that fills the positions after the end token: the end token itself in Stable
+    Diffusion 1.5, others in later models."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         path = folder / name
         settings: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}

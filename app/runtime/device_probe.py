@@ -1,6 +1,7 @@
-"""Asks OpenVINO and axengine for their devices, in a process of its own.
+"""Asks OpenVINO and axengine for their devices. app/device.py runs it as a child process of the
+service, because a driver may crash or hang.
 
-python -m app.runtime.device_probe       prints them as JSON
+    python -m app.runtime.device_probe       prints them as JSON
 """
 
 import json
@@ -14,7 +15,7 @@ from app.runtime import axera
 
 
 def probe() -> list[Device]:
-    """What OpenVINO and axengine find here, with the reasons for what they do not."""
+    """All devices found, and the kinds that were not found, as unavailable, with the reason."""
     core: Any = openvino.Core()
     found: list[str] = list(core.available_devices)
     devices = [

@@ -61,7 +61,7 @@ def test_a_mounted_driver_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     """In an image without a linker, where Python's own search finds nothing."""
     (tmp_path / "libaxcl_rt.so").touch()
     monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere::{tmp_path}")
-    axera.runtime()
+    axera.import_axengine()
     assert ctypes.util.find_library("axcl_rt") == str(tmp_path / "libaxcl_rt.so")
     assert ctypes.util.find_library("ax_engine") is None
     assert ctypes.util.find_library("c") is not None
