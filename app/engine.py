@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, nullcontext
 
 from app.background import Background
-from app.caller import Caller, Idempotency, Terms
+from app.caller import USUAL_TERMS, Caller, Idempotency, Terms
 from app.device import Device, Devices
 from app.errors import (
     Busy,
