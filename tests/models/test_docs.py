@@ -1,4 +1,4 @@
-"""docs/models.md: its table is what the model.toml files say, and its example works as it is
+"""docs/models.md: its table says what the model.toml files say, and its examples run as they are
 written."""
 
 import re
@@ -7,14 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from app.models.catalog import HOME, Catalog
 from app.models.model import Model
+from tests.conftest import clean_environment
 from tests.hub.server import Hub
 from tests.hub.test_download import BUNDLED, Machine
 
 TEXT = (HOME / "docs" / "models.md").read_text()
 LISTED = list(Catalog([HOME], Path("nowhere")))
+
+
+def examples(heading: str) -> dict[str, str]:
+    """The code of a section, by its language."""
+    section = TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return dict(re.findall(r"```(toml|python)\n(.*?)```", section, re.DOTALL))
 
 
 @pytest.mark.parametrize("model", LISTED, ids=[model.name for model in LISTED])
@@ -40,18 +48,28 @@ def test_every_family_has_its_setup_and_its_page() -> None:
 
 
 def test_the_example_of_a_family_of_ones_own(tmp_path: Path) -> None:
-    blocks = dict(re.findall(r"```(toml|python)\n(.*?)```", TEXT, re.DOTALL))
+    code = examples("Adding a family")
     with Hub() as hub:
         hub.add("someone/shapes-int8-ov", BUNDLED)
         machine = Machine(tmp_path, hub)
         family = tmp_path / "families" / "shapes"
         family.mkdir()
-        (family / "model.toml").write_text(blocks["toml"])
-        (family / "pipeline.py").write_text(blocks["python"])
+        (family / "model.toml").write_text(code["toml"])
+        (family / "pipeline.py").write_text(code["python"])
         machine.install("shapes")
         picture = tmp_path / "circle.png"
         machine.easel("generate", "a red circle", "--model", "shapes", "-o", str(picture))
         assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_lines_for_a_python_shell_draw_a_picture(tmp_path: Path) -> None:
+    lines = examples("A picture from a Python shell")["python"]
+    environment = clean_environment() | {"PYTHONPATH": str(HOME), "DATA_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, env=environment, check=True)
+    picture = Image.open(tmp_path / "circle.png")
+    assert picture.size == (256, 256)
+    red, green, blue = picture.getpixel((128, 128))
+    assert red > 150 and max(green, blue) < 100
 
 
 @pytest.mark.parametrize("script", ["setup.sh", "stable-diffusion-xl/setup.sh"])
