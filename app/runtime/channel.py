@@ -49,7 +49,7 @@ class Channel:
             while (order := self._read()) is not None:
                 self._follow(order)
         except OSError:
-            pass  # the service died, with something unread or while it was told something
+            pass  # the service died with reports unread, or while one was sent to it
         except msgspec.DecodeError as error:
             code = 1
             print(f"an order from the service cannot be read: {error}", file=sys.stderr, flush=True)

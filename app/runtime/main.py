@@ -3,7 +3,7 @@ the drawing of the next. Knows no queue: which job comes next, and why, is the s
 
     python -m app.runtime.main FD
 
-FD is its end of a socket pair; channel.py has what it is told and how it ends.
+FD is its end of a socket pair. It ends when the service closes the other end (channel.py).
 """
 
 import os

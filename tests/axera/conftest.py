@@ -59,7 +59,7 @@ def write_set(folder: Path, width: int, height: int) -> Path:
             ("Sin", ["phases"], "last_hidden_state", {}),
         ],
     )
-    # A noise guess that depends on all three inputs, so that a wrong one shows in the picture.
+    # Predicted noise that depends on all three inputs, so that a wrong one shows in the picture.
     _write(
         folder / "unet.axmodel",
         {
@@ -85,6 +85,17 @@ def write_set(folder: Path, width: int, height: int) -> Path:
             ("Tanh", ["sum"], "eps", {}),
         ],
     )
+    _write_vae(folder, latent, image, normal)
+    times = normal(4, 1280) / 40
+    np.save(folder / "time_input_txt2img.npy", times)
+    # As the hub's: two rows, and two empty ones behind them.
+    np.save(folder / "time_input_img2img.npy", np.concatenate([times[2:], times[:2] * 0]))
+    return folder
+
+
+def _write_vae(
+    folder: Path, latent: list[int], image: list[int], normal: Callable[..., Any]
+) -> None:
     _write(
         folder / "vae_decoder.axmodel",
         {"x": ("float32", latent)},
@@ -105,11 +116,6 @@ def write_set(folder: Path, width: int, height: int) -> Path:
             ("Conv", ["small", "mix"], "latent_sample", {}),
         ],
     )
-    times = normal(4, 1280) / 40
-    np.save(folder / "time_input_txt2img.npy", times)
-    # As the hub's: two rows, and two empty ones behind them.
-    np.save(folder / "time_input_img2img.npy", np.concatenate([times[2:], times[:2] * 0]))
-    return folder
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -79,7 +79,9 @@ def test_cards_are_counted_on_the_bus(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert first.available and "0001:01:00.0" in first.full_name
 
 
-def test_a_driver_without_a_card_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_driver_without_a_card_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     plug(monkeypatch, "no-card")
     (device,) = axera.devices(pci(tmp_path))
     assert not device.available and "no Axera card is on the PCI bus" in device.reason

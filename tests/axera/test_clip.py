@@ -45,7 +45,7 @@ def test_tokenizer_json_serves_as_well(tiny_set: Path, tmp_path: Path) -> None:
     assert [new.encode(text) for text in TEXTS] == [old.encode(text) for text in TEXTS]
 
 
-def test_a_folder_without_files_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_files_is_reported(tmp_path: Path) -> None:
     with pytest.raises(LoadFailed, match=r"tokenizer in .* cannot be read"):
         ClipTokenizer(tmp_path)
 

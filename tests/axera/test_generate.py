@@ -108,7 +108,7 @@ def test_a_picture_of_another_shape_is_fitted(former: Service, mode: int) -> Non
 
 
 @pytest.mark.parametrize("body", [{"mode": "txt2img"}, {"mode": "img2img", "prompt": "a fox"}])
-def test_what_is_missing_is_told(former: Service, body: dict[str, Any]) -> None:
+def test_what_is_missing_is_reported(former: Service, body: dict[str, Any]) -> None:
     answer = former.client.post("/generate", json=body)
     assert 400 <= answer.status_code < 500
     assert answer.json()["status"] == "error" and answer.json()["error"]

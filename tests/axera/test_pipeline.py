@@ -95,15 +95,15 @@ PICTURE_7 = np.array(
 )
 
 
-def test_every_step_is_told_with_a_preview(pipeline: Pipeline) -> None:
-    told: list[tuple[int, int]] = []
+def test_every_step_is_reported_with_a_preview(pipeline: Pipeline) -> None:
+    reported: list[tuple[int, int]] = []
 
     def on_step(step: int, steps: int, preview: Any = None) -> None:
-        told.append((step, steps))
+        reported.append((step, steps))
         assert preview().shape == (64, 64, 3) and preview().dtype == np.uint8
 
     generated = pipeline.generate(recipe(), 1, Inputs(), on_step)
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert reported == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert set(generated.timings_ms) == {"text", "denoise", "decode"}
     assert generated.warnings == ()
 
@@ -125,12 +125,12 @@ def test_every_step_is_told_with_a_preview(pipeline: Pipeline) -> None:
 def test_strength_says_how_many_steps_an_image_to_image_run_takes(
     pipeline: Pipeline, strength: float | None, steps: int
 ) -> None:
-    told: list[int] = []
+    reported: list[int] = []
     image = Inputs(init_image=np.full((512, 512, 3), 200, np.uint8))
     pipeline.generate(
-        recipe(strength=strength), 1, image, lambda n, of, preview=None: told.append(of)
+        recipe(strength=strength), 1, image, lambda n, of, preview=None: reported.append(of)
     )
-    assert told == [steps] * steps
+    assert reported == [steps] * steps
 
 
 def test_an_image_to_image_run_starts_from_the_picture(pipeline: Pipeline) -> None:
@@ -147,16 +147,16 @@ def test_an_image_to_image_run_starts_from_the_picture(pipeline: Pipeline) -> No
 
 def test_a_cancel_ends_the_run_and_leaves_the_pipeline_as_it_was(pipeline: Pipeline) -> None:
     before = draw(pipeline)
-    told: list[int] = []
+    reported: list[int] = []
 
     def on_step(step: int, steps: int, preview: Any = None) -> None:
-        told.append(step)
+        reported.append(step)
         if step == 2:
             raise Canceled
 
     with pytest.raises(Canceled):
         pipeline.generate(recipe(), 5, Inputs(), on_step)
-    assert told == [1, 2]
+    assert reported == [1, 2]
     assert np.array_equal(draw(pipeline), before)
 
 
@@ -243,7 +243,7 @@ def test_a_place_that_was_named_must_exist(tiny_set: Path) -> None:
         ("tokenizer/vocab.json", b"{}", "has no <.startoftext"),
     ],
 )
-def test_a_damaged_file_is_told(
+def test_a_damaged_file_is_reported(
     tiny_set: Path, tmp_path: Path, name: str, content: bytes, words: str
 ) -> None:
     weights = shutil.copytree(tiny_set, tmp_path / "weights")

@@ -3,8 +3,6 @@
 import base64
 import io
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import HOME, Service, clean_environment
+from tests.conftest import Service
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +80,7 @@ def test_a_picture_becomes_another(axera: Service) -> None:
     assert not np.array_equal(pixels(axera, small), pixels(axera, default))
 
 
-def test_steps_are_told_with_previews(axera: Service) -> None:
+def test_steps_are_reported_with_previews(axera: Service) -> None:
     blockers = [axera.submit(images=4) for _ in range(4)]
     events = axera.follow(axera.submit(seed=3))
     for blocker in blockers:
@@ -232,7 +230,7 @@ def test_files_of_the_former_service_are_used_where_they_lie(
     assert list(output.rglob("*.png"))
 
 
-def test_a_folder_that_is_not_there_is_told(start: Callable[..., Service]) -> None:
+def test_a_folder_that_is_not_there_is_reported(start: Callable[..., Service]) -> None:
     service = start(MODEL="axera-sd15-lcm", TEXT_MODEL_DIR="/nowhere/models")
     words = "There is no folder /nowhere/models, which TEXT_MODEL_DIR names."
     assert words in why_not_ready(service)
@@ -242,7 +240,7 @@ def test_a_folder_that_is_not_there_is_told(start: Callable[..., Service]) -> No
     ("double", "device", "words"),
     [("cards", "AXERA.2", "AXERA.2 is not available here"), ("card", "AXERA.1", "not available")],
 )
-def test_a_device_that_is_not_there_is_told(
+def test_a_device_that_is_not_there_is_reported(
     start: Callable[..., Service], tiny_set: Path, double: str, device: str, words: str
 ) -> None:
     service = start(
@@ -252,60 +250,6 @@ def test_a_device_that_is_not_there_is_told(
         AXENGINE_DOUBLE=double,
     )
     assert words in why_not_ready(service)
-
-
-def run_check(device: str, tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **clean_environment(),
-        "DATA_DIR": str(tmp_path),
-        "TMPDIR": str(tmp_path),
-        "COLUMNS": "300",
-        **settings,
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "app", "devices", "--check", device],
-        cwd=HOME,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_the_check_of_a_device_finds_all_well(tiny_set: Path, tmp_path: Path) -> None:
-    done = run_check("AXERA", tmp_path, TEXT_MODEL_DIR=str(tiny_set))
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 10 and all(line.startswith("ok ") for line in lines)
-    assert "Another process already runs a pipeline on AXERA" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        ("unet raise", "axclrtEngineExecute failed"),
-        ("unet nan", "NaN"),
-        ("unet hang", "nothing came of it in 6 s"),
-    ],
-)
-def test_the_check_of_a_device_tells_what_is_wrong(
-    tiny_set: Path, tmp_path: Path, fault: str, words: str
-) -> None:
-    (tmp_path / "faults").write_text(fault)
-    done = run_check(
-        "AXERA",
-        tmp_path,
-        TEXT_MODEL_DIR=str(tiny_set),
-        AXENGINE_DOUBLE_FAULTS=str(tmp_path / "faults"),
-        STALL_TIMEOUT="6",
-    )
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "FAILED axera-sd15-lcm: a picture: " in done.stdout and words in done.stdout
-
-
-def test_the_check_without_a_model_says_which_there_are(tmp_path: Path) -> None:
-    done = run_check("AXERA", tmp_path)
-    assert done.returncode == 1
-    assert "no model for AXERA is installed; there are: axera-sd15-lcm" in done.stdout
 
 
 def why_not_ready(service: Service) -> str:
