@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -45,18 +46,18 @@ class Service:
         self.start()
 
     def start(self) -> None:
-        """Starts it, again after stop() or kill(): same folder, same settings, another port."""
+        """Starts it, again after stop() or kill(): same folder, same settings, another port, which
+        the system picks and the service tells."""
         if hasattr(self, "client"):
             self.client.close()
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
         environment = {
             **clean_environment(),
             "DATA_DIR": str(self.folder / "data"),
-            "PORT": str(self.port),
+            "PORT": "0",
             **self.settings,
         }
         with self.log_path.open("ab") as log:
+            log_start = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "app", "serve"],
                 cwd=HOME,
@@ -64,10 +65,23 @@ class Service:
                 stdout=log,
                 stderr=log,
             )
+        self.wait_for(lambda: self._address(log_start) is not None)
+        self.url = self._address(log_start)
+        self.port = int(self.url.rpartition(":")[2])
         key = self.settings.get("API_KEYS", "").split(",")[0]
         headers = {"X-API-Key": key} if key else {}
         self.client = httpx.Client(base_url=self.url, headers=headers, timeout=120)
         self.wait_for(lambda: self.answers("/health") == 200)
+
+    def _address(self, log_start: int) -> str | None:
+        """Where the service listens, once its log behind that byte says so."""
+        ended = self.process.poll()
+        said = self.log_path.read_bytes()[log_start:].decode(errors="replace")
+        if address := re.search(r"Easel listens on (http://[\d.]+:\d+) ", said):
+            return address[1]
+        if ended is not None:
+            pytest.fail(f"the service ended with {ended}:\n{self.log()}")
+        return None
 
     def answers(self, path: str) -> int | None:
         try:
