@@ -60,10 +60,18 @@ def test_the_page_explains_what_the_runtime_says() -> None:
         assert words in table, words
 
 
+@pytest.fixture(scope="module")
+def empty_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python environment that sees the packages here."""
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    venv.create(folder, system_site_packages=True, with_pip=True)
+    return folder
+
+
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """A Python environment that sees the packages here, and can have one more installed."""
-    venv.create(tmp_path / "venv", system_site_packages=True, with_pip=True)
+def environment(empty_environment: Path, tmp_path: Path) -> dict[str, str]:
+    """A copy of it, which can have one more package installed."""
+    shutil.copytree(empty_environment, tmp_path / "venv", symlinks=True)
     cleaned = {k: v for k, v in clean_environment().items() if k != "PYTHONPATH"}
     return cleaned | {"VENV": str(tmp_path / "venv")}
 

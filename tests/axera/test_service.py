@@ -30,7 +30,7 @@ def axera(
             "MODEL": "axera-sd15-lcm",
             "TEXT_MODEL_DIR": str(tiny_set),
             "AXENGINE_DOUBLE_FAULTS": str(fault_file),
-            "STALL_TIMEOUT": "2",
+            "STALL_TIMEOUT": "1",
             "CANCEL_TIMEOUT": "1",
         },
     )

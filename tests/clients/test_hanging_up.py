@@ -99,7 +99,7 @@ def test_a_finished_picture_is_kept(impatient):
 
 def test_the_setting_turns_it_off(start):
     patient = start(MODEL="brittle", MODELS_PATH=str(DOUBLES), CANCEL_ON_DISCONNECT="0").ready()
-    body = {"prompt": "slow", "steps": 100}
+    body = {"prompt": "slow", "steps": 50}
     job = hang_up(patient, "/generate", body, is_running)
     assert patient.ended(job)["state"] == "succeeded"
 
@@ -109,10 +109,10 @@ def test_a_repeated_request_gets_the_running_job(brittle):
     brittle.ready()
     count = len(brittle.client.get("/jobs", params={"limit": 500}).json()["jobs"])
     with openai.OpenAI(
-        base_url=f"{brittle.url}/v1", api_key="any", max_retries=4, timeout=2.0
+        base_url=f"{brittle.url}/v1", api_key="any", max_retries=4, timeout=1.0
     ) as client:
         answer = client.images.generate(
-            prompt="slow and repeated", extra_body={"num_inference_steps": 150}
+            prompt="slow and repeated", extra_body={"num_inference_steps": 75}
         )
     assert answer.data[0].b64_json
     jobs = brittle.client.get("/jobs", params={"limit": 500}).json()["jobs"]
@@ -171,7 +171,7 @@ def test_after_the_window_the_job_is_canceled_and_the_same_body_a_new_one(impati
 
 def test_a_restart_does_not_cancel_what_clients_waited_for(start):
     service = start(MODEL="brittle", MODELS_PATH=str(DOUBLES), GRACE="0").ready()
-    body = {"prompt": "slow", "steps": 150}
+    body = {"prompt": "slow", "steps": 75}
     answers: list[httpx.Response] = []
 
     def ask() -> None:

@@ -127,15 +127,16 @@ def test_sigterm_lets_the_running_job_finish_and_takes_no_new_ones(start, double
 
 def test_sigterm_takes_the_next_job_back_from_the_worker_that_has_it_already(start, doubles):
     service = start(MODEL="brittle", MODELS_PATH=doubles, GRACE="60").ready()
-    service.running(first := service.submit("slow", steps=50))
-    service.running(longer := service.submit("slow", steps=150, model="elsewhere"))
+    warm = service.generate("well", model="elsewhere")["id"]  # its load would outlast the first
+    service.running(first := service.submit("slow", steps=75))
+    service.running(longer := service.submit("slow", steps=125, model="elsewhere"))
     following = service.submit("slow", steps=10)
     events = service.follow(following)
     service.process.terminate()
     told = list(events)
     service.process.wait(60)
     ended = [line["job"] for line in service.log_lines() if line["event"] == "job ended"]
-    assert ended == [first, longer]
+    assert ended == [warm, first, longer]
     assert [(event.kind, event.data["state"]) for event in told] == [("state", "queued")]
     service.start()
     assert service.ended(following)["state"] == "succeeded"

@@ -149,17 +149,17 @@ def test_an_idle_worker_that_dies_is_replaced_unnoticed(brittle):
 
 
 def test_a_worker_that_hangs_is_killed_and_its_job_told_why(start, doubles):
-    service = start(MODEL="brittle", MODELS_PATH=doubles, STALL_TIMEOUT="2").ready()
+    service = start(MODEL="brittle", MODELS_PATH=doubles, STALL_TIMEOUT="1").ready()
     job = service.generate("hang")
     assert (job["state"], job["error"]["code"]) == ("failed", "worker_died")
     assert "STALL_TIMEOUT" in job["error"]["message"]
     assert "memory" not in job["error"]["message"]
     # Slow is not stuck: every step is a sign of life.
-    assert service.generate("slow", steps=150)["state"] == "succeeded"
+    assert service.generate("slow", steps=75)["state"] == "succeeded"
 
 
 def test_jobs_that_come_and_go_behind_it_are_no_sign_of_life_of_one_that_hangs(start, doubles):
-    service = start(MODEL="brittle", MODELS_PATH=doubles, STALL_TIMEOUT="2").ready()
+    service = start(MODEL="brittle", MODELS_PATH=doubles, STALL_TIMEOUT="1").ready()
     job = service.submit("hang")
 
     def ended() -> bool:

@@ -344,7 +344,7 @@ def test_files_as_they_are_for_a_runtime_of_its_own(machine: Machine, tmp_path: 
 
 
 def test_progress_tells_bytes_speed_and_time_left(machine: Machine) -> None:
-    machine.hub.speed = 1_000_000
+    machine.hub.speed = 2_000_000
     lines = [json.loads(line) for line in machine.install(MODEL, "--json").splitlines()]
     on_the_way = [line for line in lines if line["state"] == "downloading" and line["speed"]]
     assert len(on_the_way) > 3

@@ -23,7 +23,7 @@ def settings(machine: Machine) -> dict[str, str]:
 def test_the_model_comes_and_then_serves(
     machine: Machine, settings: dict[str, str], start: Start, model: str
 ) -> None:
-    machine.hub.speed = 1_500_000
+    machine.hub.speed = 3_000_000
     service = start(**settings, MODEL=model)
     told: list[dict[str, Any]] = []
 
@@ -59,6 +59,7 @@ def test_a_first_start_that_is_killed_goes_on_at_the_next(
     service.wait_for(lambda: machine.hub.sent > 2_000_000)
     service.kill()
     assert not (machine.models / MODEL).exists()
+    machine.hub.speed = None
     service.start()
     service.ready()
     assert machine.is_whole()
