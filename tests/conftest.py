@@ -1,8 +1,10 @@
 """A running service for tests: the real command, its own folder, a port of its own."""
 
+import contextlib
 import itertools
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -213,9 +215,14 @@ def serve_and_fail(**settings: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port for a container, which has to be told one. From below the range (32768 and up) out of
+    which the system serves everybody who asks for port 0, so that no service of another test gets
+    it before the container does."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    pytest.fail("a hundred ports were tried, and none of them is free")
 
 
 def clean_environment() -> dict[str, str]:
