@@ -119,20 +119,20 @@ def test_the_serving_pipeline_goes_on_while_another_loads(start, families):
     assert service.generate()["model"] == "second"
 
 
-def test_a_load_waits_for_what_the_worker_has_where_there_is_room_for_one(start, families):
+def test_a_load_waits_for_what_the_worker_has_where_there_is_room_for_one(cramped):
     """The running job and the next one, which the worker has already; not for the one behind."""
-    service = start(MODELS_PATH=families, MODEL="first", MEMORY_BUDGET=str(MEMORY + 50)).ready()
-    jobs = [service.submit(steps=50, seed=n) for n in range(3)]
-    events = service.follow(jobs[1])
-    service.wait_for(lambda: service.job(jobs[0])["progress"]["step"] > 0)
-    assert service.client.post("/models/second/load").status_code == 200
-    assert {service.ended(job)["state"] for job in jobs} == {"succeeded"}
+    # The first one is at work for two seconds, in which the load is asked for.
+    jobs = [cramped.submit("slow", steps=steps) for steps in (100, 25, 25)]
+    events = cramped.follow(jobs[1])
+    cramped.running(jobs[0])
+    assert cramped.client.post("/models/other/load").status_code == 200
+    assert {cramped.ended(job)["state"] for job in jobs} == {"succeeded"}
     steps = [event.data["step"] for event in events if event.kind == "progress"]
-    assert steps == list(range(1, 51))
-    lines = service.log_lines()
+    assert steps == list(range(1, 26))
+    lines = cramped.log_lines()
     ends = [line for line in lines if line["event"] in ("loaded", "job ended")]
     order = [line.get("job") or line["model"] for line in ends]
-    assert order == ["first", *jobs[:2], "second", "first", jobs[2]]
+    assert order == ["brittle", *jobs[:2], "other", "brittle", jobs[2]]
 
 
 def test_an_idle_pipeline_is_unloaded_and_the_next_job_loads_it_again(start):
