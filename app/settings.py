@@ -1,5 +1,10 @@
-"""Every environment variable Easel reads, once, into one frozen object. README lists them all."""
+"""The environment variables by which Easel is configured. Settings holds the service's own, read
+once into one frozen object and listed in README; place_named reads those that a family's model.toml
+names. What belongs to the system (TMPDIR, LD_LIBRARY_PATH) or to the hub's client (HF_ENDPOINT) is
+read where it is used.
+"""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +39,7 @@ _SECRETS = {
 
 
 class Settings(BaseSettings):
-    """Sizes are in the unit of the name, times in seconds."""
+    """One field per variable; the descriptions are the table in README.md. Times are in seconds."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
@@ -178,8 +183,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_secret_files(self) -> "Settings":
-        """A file that is empty by accident must not open the service to everybody: one that is
-        meant to hold no secret has a comment in it."""
+        """Refuses an empty file or variable of keys, so that a mistake does not open the service to
+        everybody. Who wants a file without a key puts a comment into it."""
         for name in ("api_key_file", "hf_token_file"):
             path: Path | None = getattr(self, name)
             if path is None:
@@ -199,7 +204,8 @@ class Settings(BaseSettings):
         return self
 
     def keys(self) -> tuple[str, ...]:
-        """Every API key that opens the service, from all places they may be given in."""
+        """Every API key that opens the service: from the variables and the file, which is read
+        at each call. Empty: everybody may call."""
         keys = [key.get_secret_value() for key in self.api_keys]
         if self.generation_auth_key is not None:
             keys.append(self.generation_auth_key.get_secret_value().strip())
@@ -208,20 +214,28 @@ class Settings(BaseSettings):
         return tuple(dict.fromkeys(key for key in keys if key))
 
     def token(self) -> str | None:
-        """The hub's token, from the variable or the file."""
+        """The hub's token, from the variable or the file; None without one."""
         if self.hf_token is not None:
             return self.hf_token.get_secret_value()
         return next(iter(_secrets(self.hf_token_file)), None) if self.hf_token_file else None
 
 
 def _secrets(path: Path) -> list[str]:
-    """The lines of a file, without its comments."""
+    """The lines of a file without empty ones and those that begin with #."""
     lines = [line.strip() for line in path.read_text().splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def place_named(variable: str) -> Path | None:
+    """The absolute path of the file or folder that a family's own variable names, such as
+    TEXT_MODEL_DIR; None where the variable is not set or empty."""
+    place = os.environ.get(variable)
+    return Path(place).resolve() if place else None
+
+
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for a child process that our secrets are no business of."""
+    """A copy of the environment without keys, tokens and the database's address, for child
+    processes that need none of them."""
     return {name: value for name, value in environment.items() if name.upper() not in _SECRETS}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.errors import InstallFailed, UnknownModel
-from app.models import source
+from app.models import checkpoint, recognition, source
 from app.models.catalog import HOME, Catalog, CatalogError
 
 INDEX = {
@@ -80,7 +80,7 @@ def folder(at: Path, files: dict[str, Any]) -> Path:
     ids=["16-bit", "32-bit", "bin", "partly-16-bit"],
 )
 def test_one_of_each_is_taken(there: list[str], expected: list[str], variant: str | None) -> None:
-    chosen, found = source.needed([*SMALL, *there, *NEVER], INDEX)
+    chosen, found = checkpoint.needed([*SMALL, *there, *NEVER], INDEX)
     assert (sorted(chosen), found) == (sorted([*SMALL, *expected]), variant)
 
 
@@ -89,13 +89,13 @@ def test_weights_in_several_files_are_all_taken() -> None:
     half = [f"text_encoder_3/model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
     late = [f"text_encoder_3/model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     index = {"transformer": ["diffusers", "X"], "text_encoder_3": ["transformers", "Y"]}
-    chosen, variant = source.needed([*shards, *half, *late], index)
+    chosen, variant = checkpoint.needed([*shards, *half, *late], index)
     assert (set(chosen), variant) == ({"model_index.json", *shards, *late}, None)
 
 
 def test_a_part_without_usable_weights_is_named() -> None:
     with pytest.raises(InstallFailed, match="vae"):
-        source.needed([*SMALL, *FULL[:5], "vae/flax_model.msgpack"], INDEX)
+        checkpoint.needed([*SMALL, *FULL[:5], "vae/flax_model.msgpack"], INDEX)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_the_family_is_found_by_what_the_files_say(
     tmp_path: Path, catalog: Catalog, files: dict[str, Any], like: str
 ) -> None:
     misleading = tmp_path / "flux-schnell-sdxl-lcm"
-    assert source.recognise(folder(misleading, files), catalog) == like
+    assert recognition.recognise(folder(misleading, files), catalog) == like
 
 
 @pytest.mark.parametrize("index", [{"_class_name": "StableDiffusionInpaintPipeline"}, {}, [1]])
@@ -145,7 +145,7 @@ def test_a_pipeline_that_no_family_runs_is_refused_with_what_can_be(
     tmp_path: Path, catalog: Catalog, index: Any
 ) -> None:
     with pytest.raises(InstallFailed, match="FluxPipeline"):
-        source.recognise(folder(tmp_path, {"model_index.json": index}), catalog)
+        recognition.recognise(folder(tmp_path, {"model_index.json": index}), catalog)
 
 
 def safetensors(path: Path, names: list[str]) -> Path:
@@ -179,14 +179,14 @@ def test_a_single_file_is_told_by_its_tensors(
     file = write(
         tmp_path / f"some.{write.__name__}", [UNET, VAE, TEXT[like] + "token_embedding.weight"]
     )
-    assert source.recognise(file, catalog) == like
+    assert recognition.recognise(file, catalog) == like
 
 
 @pytest.mark.parametrize("write", [safetensors, ckpt])
 def test_a_part_of_a_model_is_refused(tmp_path: Path, catalog: Catalog, write: Any) -> None:
     file = write(tmp_path / f"lora.{write.__name__}", ["lora_unet_down_blocks_0.lora_down.weight"])
     with pytest.raises(InstallFailed, match="LoRA"):
-        source.recognise(file, catalog)
+        recognition.recognise(file, catalog)
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
@@ -195,7 +195,7 @@ def test_rubbish_is_refused(tmp_path: Path, catalog: Catalog, ending: str, conte
     file = tmp_path / f"rubbish.{ending}"
     file.write_bytes(content)
     with pytest.raises(InstallFailed, match="cannot be read"):
-        source.recognise(file, catalog)
+        recognition.recognise(file, catalog)
 
 
 @pytest.mark.parametrize("name", ["", "no-such-model", "a/b/c", "a b/c", "a/..", "sdxl\n"])
@@ -221,7 +221,7 @@ def test_a_wrong_accepts_is_told_with_its_file(tmp_path: Path) -> None:
     for wrong in ('like = "demo"\ncolour = 1', 'like = "nobody"', 'pipeline = "X"'):
         (family / "model.toml").write_text(f"{good}\n[[accepts]]\n{wrong}\n")
         with pytest.raises(CatalogError, match=r"odd/model\.toml: accepts"):
-            list(source.accepted(Catalog([tmp_path], Path("nowhere"))))
+            list(recognition.accepted(Catalog([tmp_path], Path("nowhere"))))
 
 
 def test_files_of_one_name_in_two_folders_are_two_models(tmp_path):

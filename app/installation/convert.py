@@ -16,7 +16,7 @@ from pathlib import Path
 
 from app.errors import InstallFailed
 from app.installation.progress import OnProgress, Progress
-from app.models import source
+from app.models import checkpoint
 from app.models.catalog import HOME
 from app.settings import without_secrets
 
@@ -102,7 +102,7 @@ def convert(
     command += ["--work", str(work), "--view", str(view)]
     command += ["--checkpoint", str(given)] if given.is_file() else []
     command += ["--variant", variant] if variant else []
-    parts = len(source.models_in(source.read_index(view))) + 1  # the VAE makes two
+    parts = len(checkpoint.models_in(checkpoint.read_index(view))) + 1  # the VAE makes two
     began = time.monotonic()
     made: set[str] = set()
 
@@ -130,18 +130,18 @@ def convert(
 def _view(given: Path, folder: Path) -> tuple[Path, str | None]:
     """A folder that shows the exporter the files it needs and no others, as links, and their
     variant."""
-    index = source.read_index(given)
-    paths = source.paths_in(given)
-    if any(source.is_weights(path) for path in paths):
-        paths, variant = source.needed(paths, index)
+    index = checkpoint.read_index(given)
+    paths = checkpoint.paths_in(given)
+    if any(checkpoint.is_weights(path) for path in paths):
+        paths, variant = checkpoint.needed(paths, index)
     else:
         variant = None
     for path in paths:
         link = folder / path
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(given / path)
-    (folder / source.INDEX).unlink()
-    (folder / source.INDEX).write_text(json.dumps(source.without_unused(index)))
+    (folder / checkpoint.INDEX).unlink()
+    (folder / checkpoint.INDEX).write_text(json.dumps(checkpoint.without_unused(index)))
     return folder, variant
 
 

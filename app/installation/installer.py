@@ -17,7 +17,7 @@ from app.installation import convert, hub, room
 from app.installation.hub import RemoteFile, Snapshot
 from app.installation.progress import Meter, OnProgress, Progress
 from app.installation.staging import Staging, Wanted, alone, open_staging
-from app.models import manifest, source
+from app.models import checkpoint, manifest, recognition, source
 from app.models.catalog import Catalog
 from app.models.manifest import Manifest
 from app.models.model import Model, Weights
@@ -166,15 +166,15 @@ class Installer:
         if wanted.repository is not None:
             snapshot = self._download(wanted, staging)
             folder, revision = staging.download / wanted.folder, snapshot.revision
-        kind = "as it is" if wanted.patterns else source.kind_at(folder)
-        like = wanted.name if wanted.listed else source.recognise(folder, self._catalog)
+        kind = "as it is" if wanted.patterns else checkpoint.kind_at(folder)
+        like = wanted.name if wanted.listed else recognition.recognise(folder, self._catalog)
         if kind in ("diffusers", "checkpoint"):
             self._convert(wanted, folder, staging, like)
             folder = staging.output
         elif wanted.repository is None:
             raise InstallFailed(f"{folder} is an OpenVINO pipeline already: set MODEL to it.")
         if kind != "as it is":
-            source.check_complete(source.paths_in(folder), source.read_index(folder))
+            checkpoint.check_complete(checkpoint.paths_in(folder), checkpoint.read_index(folder))
         meter = Meter("verifying", "Computing checksums", _size_of(folder), self._tell)
         Manifest(
             model=wanted.name,
@@ -223,7 +223,7 @@ class Installer:
             self._fetch(
                 snapshot, [file for file in files if file.path.endswith(".json")], staging.download
             )
-            _about(wanted, lambda: source.recognise(staging.download, self._catalog))
+            _about(wanted, lambda: recognition.recognise(staging.download, self._catalog))
         self._fetch(snapshot, files, staging.download)
         return snapshot
 
@@ -233,27 +233,27 @@ class Installer:
         """Whether a conversion is needed, and which files are."""
         paths = [file.path for file in snapshot.files]
         if wanted.patterns:
-            chosen = source.matching(paths, wanted.folder, wanted.patterns)
+            chosen = checkpoint.matching(paths, wanted.folder, wanted.patterns)
             converts = False
         else:
-            converts = _about(wanted, lambda: source.kind_of(paths)) == "diffusers"
+            converts = _about(wanted, lambda: checkpoint.kind_of(paths)) == "diffusers"
             # The list of parts first: a gated repository refuses it at once.
             index = self._index(snapshot, staging.download)
-            chosen = source.needed_ready(paths)
+            chosen = checkpoint.needed_ready(paths)
             if converts:
-                chosen, _ = _about(wanted, lambda: source.needed(paths, index))
+                chosen, _ = _about(wanted, lambda: checkpoint.needed(paths, index))
             else:
-                _about(wanted, lambda: source.check_complete(chosen, index))
+                _about(wanted, lambda: checkpoint.check_complete(chosen, index))
         files = [file for file in snapshot.files if file.path in chosen]
         if not files:
             raise InstallFailed(f"{wanted.reference} has none of the files this model consists of.")
         return converts, files
 
-    def _index(self, snapshot: Snapshot, folder: Path) -> source.Index:
+    def _index(self, snapshot: Snapshot, folder: Path) -> checkpoint.Index:
         self._fetch(
-            snapshot, [file for file in snapshot.files if file.path == source.INDEX], folder
+            snapshot, [file for file in snapshot.files if file.path == checkpoint.INDEX], folder
         )
-        return source.read_index(folder)
+        return checkpoint.read_index(folder)
 
     def _fetch(self, snapshot: Snapshot, files: list[RemoteFile], folder: Path) -> None:
         total = sum(file.size for file in files)
@@ -280,7 +280,7 @@ class Installer:
     def _convert(self, wanted: Wanted, given: Path, staging: Staging, like: str) -> None:
         """Makes staging.output from a diffusers folder or a checkpoint in a single file."""
         convert.check_environment(self._environment, wanted.name)
-        size = source.weights_size(given)
+        size = checkpoint.weights_size(given)
         room.check_memory(size, wanted.name)
         if wanted.repository is None:
             needed = room.written(size, wanted.format, unpacked=given.is_file())
@@ -321,11 +321,11 @@ class Installer:
             return source.local_path(repository)
         snapshot = hub.look(repository, None, self._token)
         index = self._index(snapshot, staging.blueprint)
-        chosen, _ = source.needed([file.path for file in snapshot.files], index)
+        chosen, _ = checkpoint.needed([file.path for file in snapshot.files], index)
         small = [
             file
             for file in snapshot.files
-            if file.path in chosen and not source.is_weights(file.path)
+            if file.path in chosen and not checkpoint.is_weights(file.path)
         ]
         self._fetch(snapshot, small, staging.blueprint)
         return staging.blueprint

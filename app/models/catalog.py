@@ -1,10 +1,9 @@
-"""Finds the family folders and the models in them; a Model by its name or alias.
+"""Finds the family folders, reads their model.toml and gives a Model by its name or alias.
 
 pydantic checks what people write into model.toml: unknown keys, missing keys and wrong types are
-errors.
+errors. Does not look at weights; models that no family lists are added by source.py.
 """
 
-import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from app.errors import UnknownModel
-from app.models.model import Defaults, Limits, Model, Weights
+from app.models.limits import Limits
+from app.models.model import Defaults, Model, Weights
+from app.settings import place_named
 
 HOME = Path(__file__).resolve().parent.parent.parent  # the folder that holds app/ and the families
 
@@ -29,7 +30,8 @@ class CatalogError(Exception):
 
 class Catalog:
     """The models of all families below `roots`; weights of installed models lie in
-    `models_dir`/NAME. `outside` gives them names by which clients of other services ask."""
+    `models_dir`/NAME. `outside` maps names that clients of other services use to models
+    (MODEL_ALIASES). Raises CatalogError."""
 
     def __init__(
         self, roots: list[Path], models_dir: Path, outside: Mapping[str, str] | None = None
@@ -49,7 +51,7 @@ class Catalog:
         self._names |= {name: self._names[target] for name, target in self.outside.items()}
 
     def add(self, model: Model) -> None:
-        """Raises CatalogError when one of the model's names is taken."""
+        """Enters a model; raises CatalogError when its name or one of its aliases is taken."""
         for name in (model.name, *model.aliases):
             if name in self._names:
                 facts = model.folder / "model.toml"
@@ -72,8 +74,10 @@ class Catalog:
 
 
 def read_family(facts: Path, models_dir: Path) -> list[Model]:
-    """The models of one model.toml. What stands at its top level holds for all its
-    [models.NAME]."""
+    """The models of one model.toml: its top-level keys, overridden by those of each [models.NAME].
+
+    Raises CatalogError.
+    """
     try:
         table = tomllib.loads(facts.read_text())
     except (OSError, ValueError) as error:
@@ -88,7 +92,7 @@ def read_family(facts: Path, models_dir: Path) -> list[Model]:
         weights = record.get("weights")
         weights = weights if isinstance(weights, dict) else {}
         bundled = weights.get("path")
-        elsewhere = _named_by(str(weights.get("variable", "")))
+        elsewhere = place_named(str(weights.get("variable", "")))
         record |= {
             "name": name,
             "family": facts.parent.name,
@@ -98,7 +102,7 @@ def read_family(facts: Path, models_dir: Path) -> list[Model]:
             "places": {
                 variable: place
                 for variable in record.get("places", ())
-                if (place := _named_by(variable)) is not None
+                if (place := place_named(variable)) is not None
             },
         }
         try:
@@ -110,14 +114,8 @@ def read_family(facts: Path, models_dir: Path) -> list[Model]:
     return models
 
 
-def _named_by(variable: str) -> Path | None:
-    """The file or folder that an environment variable names, if it is set."""
-    place = os.environ.get(variable)
-    return Path(place).resolve() if place else None
-
-
 def _merged(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """`own` laid over `shared`, tables key by key."""
+    """`shared` with the values of `own` in their place; tables are merged key by key."""
     merged = dict(shared)
     for key, value in own.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)

@@ -1,7 +1,8 @@
-"""What an installed model consists of: written when it is complete, compared with the disk later.
+"""manifest.json in an installed model's folder: its files and where they came from.
 
-Sizes are compared at every load (milliseconds), contents when somebody asks for it (a second a
-gigabyte).
+The installer writes it as the last file. Every load compares the files' sizes with it
+(milliseconds), `install --verify` and `--again` their contents (about a second per gigabyte). Reads
+the disk; knows no hub.
 """
 
 import hashlib
@@ -26,8 +27,8 @@ class Content:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Where a model's files came from, and the files. `like` is set for a model no family lists:
-    the one whose family runs it and whose defaults hold."""
+    """Where a model's files came from, and the files (path -> size and hash). `like` is set for a
+    model that no family lists: the listed model whose family runs it and whose defaults hold."""
 
     model: str
     reference: str  # what was asked for: a model's name, a hub repository or a path
@@ -61,13 +62,13 @@ def read(folder: Path) -> Manifest | None:
     except OSError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError):
-        # The file is written whole, so somebody changed it: as good as a folder of which nothing is
-        # known.
+        # It was written in one rename, so somebody edited it since: treated as no manifest.
         return None
 
 
 def contents(folder: Path, on_bytes: Callable[[int], None]) -> dict[str, Content]:
-    """The files below a folder with their hashes."""
+    """The files below a folder with sizes and hashes; `on_bytes` is called with each count of bytes
+    read."""
     files: dict[str, Content] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != NAME:
@@ -79,7 +80,8 @@ def contents(folder: Path, on_bytes: Callable[[int], None]) -> dict[str, Content
 
 
 def missing(folder: Path) -> list[str]:
-    """What is wrong with an installed model, by the sizes of its files; nothing: an empty list."""
+    """A sentence for each file that is missing or has another size; [] for a whole model, and for a
+    folder without a manifest."""
     manifest = read(folder)
     if manifest is None:
         return []
@@ -96,7 +98,7 @@ def missing(folder: Path) -> list[str]:
 
 
 def size(model: Model) -> int:
-    """Bytes a model takes on the disk; 0 where it is not installed."""
+    """Bytes a model takes on the disk; 0 where it is not installed. Reads the disk."""
     facts = read(model.weights_dir)
     if facts is not None:
         return facts.bytes
@@ -104,19 +106,20 @@ def size(model: Model) -> int:
 
 
 def check(model: Model) -> None:
-    """Raises NotInstalled, with what to do, when a model's files are not there or not whole."""
-    install = f"`python -m app install {model.name}`"
-    if not model.weights_dir.is_dir():
-        raise NotInstalled(f"{model.name} is not installed; {install} installs it.", field="model")
+    """Raises NotInstalled, with the command that helps, when a model's folder or files in it are
+    missing, or have another size than was installed."""
+    model.require_installed()
     wrong = missing(model.weights_dir)
     if wrong:
         raise NotInstalled(
-            f"{model.name} is damaged: {', '.join(wrong[:3])}. {install} repairs it.", field="model"
+            f"{model.name} is damaged: {', '.join(wrong[:3])}. "
+            f"`python -m app install {model.name}` repairs it.",
+            field="model",
         )
 
 
 def changed(folder: Path, on_bytes: Callable[[int], None]) -> list[str]:
-    """The paths of files that are not, byte for byte, what was installed."""
+    """The paths of files that are missing or have another content than was installed."""
     manifest = read(folder)
     wrong: list[str] = []
     for path, content in manifest.files.items() if manifest else ():

@@ -1,24 +1,20 @@
-"""A model's facts, read from its family's model.toml, and how they turn a request into a recipe.
-
-The only place where defaults are filled in and limits are checked. Names no model.
+"""A model's facts, as its family's model.toml states them, and Model.complete, which turns a
+request into a recipe: the only place where defaults are filled in. Names no model and loads none;
+what a model accepts is in limits.py.
 """
 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-from app.errors import InvalidRequest, UnknownDevice
-from app.request import MAX_PROMPT, MAX_SEED, ImageRequest, Recipe, random_seed
-
-MAX_PADDING = 4096  # pixels around a mask
-
-N = TypeVar("N", int, float)
+from app.errors import InvalidRequest, NotInstalled, UnknownDevice
+from app.models.limits import Checker, Limits, check_mask_padding, check_prompt
+from app.request import MAX_SEED, ImageRequest, Recipe, random_seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Where a model's files come from: a folder of the family (path), or the hub."""
+    """Where a model's files come from: a folder of the family (`path`), or the hub."""
 
     path: str | None = None  # inside the family's folder; such a model is always installed
     repository: str | None = None  # the original checkpoint, to be converted
@@ -34,6 +30,8 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
+    """What a request gets where it leaves a value out. Width and height are in pixels."""
+
     width: int
     height: int
     steps: int
@@ -43,27 +41,9 @@ class Defaults:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What the model and its runtime accept; ranges are inclusive."""
-
-    steps: tuple[int, int]
-    side: tuple[int, int]  # pixels, of width and of height
-    multiple_of: int = 8  # pixels
-    sizes: tuple[tuple[int, int], ...] | None = None  # where the model was compiled for fixed sizes
-    guidance: tuple[float, float] | None = None  # None: the model is run without guidance
-    images: int = 8  # pictures in one job
-    negative_prompt: bool = True
-    image_to_image: bool = True
-    inpainting: bool = True
-    any_strength: bool = False  # however small: at least one step is run
-    memory: int = 0  # bytes a loaded pipeline takes, roughly
-    alone: bool = False  # its device takes no second pipeline
-
-
-@dataclass(frozen=True, kw_only=True)
 class Model:
-    """One set of weights with its facts; `folder` is its family's, `weights_dir` where its files
-    lie."""
+    """One set of weights with its facts. `folder` is the folder of its family, `weights_dir` the
+    one that holds its files once it is installed."""
 
     name: str
     title: str
@@ -77,27 +57,43 @@ class Model:
     weights_dir: Path
     aliases: tuple[str, ...] = ()
     samplers: tuple[str, ...] = ()
-    places: dict[str, Path] = field(default_factory=dict[str, Path])  # of files that lie elsewhere
+    places: dict[str, Path] = field(default_factory=dict[str, Path])  # variable -> file
 
     @property
     def installed(self) -> bool:
         return self.weights_dir.is_dir()
 
-    @property
-    def memory(self) -> int:
-        """Bytes a loaded pipeline takes: as stated, or more where the weights are larger than was
-        reckoned with, as in fp16; without a statement, guessed from their size."""
+    def require_installed(self) -> None:
+        """Raises NotInstalled, with the command that helps, when the model's folder is missing."""
+        if not self.installed:
+            raise NotInstalled(
+                f"{self.name} is not installed; `python -m app install {self.name}` installs it.",
+                field="model",
+            )
+
+    def read_memory(self) -> int:
+        """Bytes of memory a loaded pipeline takes, roughly.
+
+        That is `limits.memory`, or 1.5 times the size of the weights where that is more (as in
+        fp16); without `limits.memory`, 1.5 times the weights and 400 MB. Reads the sizes of all
+        files from the disk: must not be called on the event loop. Callers read it once.
+        """
         files = sum(file.stat().st_size for file in self.weights_dir.rglob("*.bin")) * 3 // 2
         return max(self.limits.memory, files) if self.limits.memory else files + 400_000_000
 
     def supports(self, device: str) -> bool:
-        """Whether the model can be asked for on this device; GPU.1 counts as a GPU."""
+        """Whether the model runs on this kind of device: GPU.1 counts as GPU, AUTO as CPU. Says
+        nothing of whether the machine has it."""
         return device.partition(".")[0] in (*self.devices, "AUTO") and (
             device != "AUTO" or "CPU" in self.devices
         )
 
+    def usual_device(self, preferred: str) -> str:
+        """The preferred device if the model supports it, else the model's first one."""
+        return preferred if self.supports(preferred) else self.devices[0]
+
     def check_device(self, device: str) -> None:
-        """Raises UnknownDevice, naming the right ones, when the model cannot be asked for on it."""
+        """Raises UnknownDevice, with the devices it runs on, where the model does not support it."""
         if not self.supports(device):
             raise UnknownDevice(
                 f"{self.name} does not run on {device[:32]!r}; it runs on: "
@@ -112,20 +108,20 @@ class Model:
         lenient: bool = False,
         init_size: tuple[int, int] | None = None,
     ) -> tuple[Recipe, list[str]]:
-        """The recipe for a request, and what was asked but is not honoured, in words.
+        """The recipe for a request, and warnings about what was asked but is not honoured.
 
-        Strict, a value outside the model's limits raises InvalidRequest naming the key. Lenient,
-        it is moved inside and a warning says so. `init_size` (width, height) is the init_image's
-        own.
+        A value outside the model's limits raises InvalidRequest with the name of the field; with
+        `lenient` it is moved to the nearest allowed one and a warning says so. `init_size` is the
+        init_image's own (width, height) in pixels: the default size of an image-to-image job.
         """
-        check = _Checker(lenient)
+        check = Checker(lenient)
         prompt = request.prompt
         if prompt is None and request.init_image is not None:
             prompt = ""
         elif not (prompt or "").strip():
             raise InvalidRequest("prompt is empty; say what the picture shows.", field="prompt")
         assert prompt is not None
-        _check_prompt("prompt", prompt)
+        check_prompt("prompt", prompt)
         width, height = self._size(request, check, init_size)
         steps = check.within("steps", request.steps, self.defaults.steps, self.limits.steps)
         guidance = self._guidance(request, check)
@@ -148,12 +144,12 @@ class Model:
             mask="mask.png" if request.mask is not None else None,
             format=request.format or "png",
             quality=check.within("quality", request.quality, 90, (1, 100)),
-            mask_padding=_mask_padding(request, check),
+            mask_padding=check_mask_padding(request, check),
         )
         return recipe, check.warnings
 
     def _size(
-        self, request: ImageRequest, check: "_Checker", init_size: tuple[int, int] | None
+        self, request: ImageRequest, check: Checker, init_size: tuple[int, int] | None
     ) -> tuple[int, int]:
         limits, default = self.limits, (self.defaults.width, self.defaults.height)
         if limits.sizes is not None:
@@ -171,24 +167,12 @@ class Model:
             )
             return default
         if request.width is None and request.height is None and init_size is not None:
-            default = self._fitting(init_size)
+            default = self.limits.nearest_size(init_size)
         width = check.side("width", request.width, default[0], limits)
         height = check.side("height", request.height, default[1], limits)
         return width, height
 
-    def _fitting(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size nearest to a picture's own that the model can make, its proportions kept."""
-        low, high = self.limits.side
-        scale = min(1.0, high / max(size))
-        scale = max(scale, low / min(size))
-        step = self.limits.multiple_of
-        fitted = (round(side * scale / step) * step for side in size)
-        width, height = (
-            min(max(side, -(-low // step) * step), high // step * step) for side in fitted
-        )
-        return width, height
-
-    def _guidance(self, request: ImageRequest, check: "_Checker") -> float | None:
+    def _guidance(self, request: ImageRequest, check: Checker) -> float | None:
         if self.limits.guidance is None:
             if request.guidance is not None and request.guidance > 1:
                 check.refuse(f"{self.name} runs without guidance", field="guidance")
@@ -198,12 +182,12 @@ class Model:
         )
 
     def _negative_prompt(
-        self, request: ImageRequest, check: "_Checker", guidance: float | None
+        self, request: ImageRequest, check: Checker, guidance: float | None
     ) -> str | None:
         negative = request.negative_prompt
         if negative is None:
             return None
-        _check_prompt("negative_prompt", negative)
+        check_prompt("negative_prompt", negative)
         if negative and not self.limits.negative_prompt:
             check.refuse(f"{self.name} takes no negative prompt", field="negative_prompt")
             return None
@@ -211,7 +195,7 @@ class Model:
             check.warnings.append("negative_prompt has no effect at a guidance of 1 or less.")
         return negative
 
-    def _strength(self, request: ImageRequest, check: "_Checker", steps: int) -> float | None:
+    def _strength(self, request: ImageRequest, check: Checker, steps: int) -> float | None:
         if request.mask is not None:
             if request.init_image is None:
                 raise InvalidRequest("mask needs an init_image to repaint.", field="mask")
@@ -238,7 +222,7 @@ class Model:
             return least
         return strength
 
-    def _sampler(self, request: ImageRequest, check: "_Checker") -> str | None:
+    def _sampler(self, request: ImageRequest, check: Checker) -> str | None:
         if request.sampler is None or request.sampler in self.samplers:
             return request.sampler or self.defaults.sampler
         allowed = ", ".join(self.samplers) or "none to choose from"
@@ -248,70 +232,3 @@ class Model:
             instead=f"made with {self.defaults.sampler}",
         )
         return self.defaults.sampler
-
-
-class _Checker:
-    """Refuses what is out of bounds, or, for a lenient face, moves it inside and remembers to say
-    so."""
-
-    def __init__(self, lenient: bool) -> None:
-        self.lenient = lenient
-        self.warnings: list[str] = []
-
-    def refuse(self, why: str, *, field: str, instead: str = "ignored") -> None:
-        if not self.lenient:
-            raise InvalidRequest(f"{why}.", field=field)
-        self.warnings.append(f"{field} {instead}: {why}.")
-
-    def within(self, field: str, value: N | None, default: N, bounds: tuple[N, N]) -> N:
-        if value is None:
-            return default
-        low, high = bounds
-        if low <= value <= high:  # false for NaN, so that it is refused too
-            return value
-        nearest = default if value != value else min(max(value, low), high)
-        self.refuse(
-            f"{field} is a number from {low} to {high}, not {value}",
-            field=field,
-            instead=f"set to {nearest}",
-        )
-        return nearest
-
-    def side(self, field: str, value: int | None, default: int, limits: Limits) -> int:
-        if value is None:
-            return default
-        low, high = limits.side
-        multiple = limits.multiple_of
-        if low <= value <= high and value % multiple == 0:
-            return value
-        nearest = min(max(round(value / multiple) * multiple, -(-low // multiple) * multiple), high)
-        nearest -= nearest % multiple
-        self.refuse(
-            f"{field} is a multiple of {multiple} from {low} to {high} pixels, not {value}",
-            field=field,
-            instead=f"set to {nearest}",
-        )
-        return nearest
-
-
-def _mask_padding(request: ImageRequest, check: _Checker) -> int | None:
-    padding = request.mask_padding
-    if padding is None:
-        return None
-    if request.mask is None:
-        check.refuse("mask_padding needs a mask", field="mask_padding")
-        return None
-    return check.within("mask_padding", padding, 0, (0, MAX_PADDING))
-
-
-def _check_prompt(field: str, text: str) -> None:
-    if len(text) > MAX_PROMPT:
-        raise InvalidRequest(
-            f"{field} has {len(text)} characters; at most {MAX_PROMPT} are allowed.", field=field
-        )
-    if "\0" in text:
-        raise InvalidRequest(f"{field} contains a NUL character; remove it.", field=field)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InvalidRequest(f"{field} is not valid Unicode text.", field=field) from None

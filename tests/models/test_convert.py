@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from app.installation.convert import environment_is_ready, make_environment
-from app.models import manifest, source
+from app.models import manifest, recognition, source
 from app.models.catalog import HOME, Catalog
 from app.models.model import Model
 from app.request import ImageRequest
@@ -140,7 +140,10 @@ def test_a_listed_model_is_converted_and_draws(
     facts = manifest.read(model.weights_dir)
     assert facts is not None and facts.converted
     assert facts.format == case.weight_format
-    assert source.recognise(model.weights_dir, catalog_of(machine)) in (case.model, facts.model)
+    assert recognition.recognise(model.weights_dir, catalog_of(machine)) in (
+        case.model,
+        facts.model,
+    )
     draws(model)
 
 
