@@ -125,7 +125,7 @@ class Engine:
         return live.job
 
     def _check_room(self, caller: Caller, terms: Terms) -> None:
-        waiting = len(self._jobs.waiting())
+        waiting = self._jobs.count_waiting()
         if waiting >= self._settings.queue_limit:
             raise QueueFull(
                 f"{waiting} jobs are waiting, which is the limit (QUEUE_LIMIT); try again later.",

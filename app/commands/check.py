@@ -158,7 +158,7 @@ class Trial:
         worker = self._ready()
         stepped = asyncio.Event()
         order = Run(job="canceled", recipe=self._recipe)
-        outcome = Outcome(worker, order, lambda *_: stepped.set())
+        outcome = Outcome(worker, order, lambda step, steps: stepped.set())
         outcome.drawn.add_done_callback(lambda _: stepped.set())
         await stepped.wait()
         began = time.perf_counter()

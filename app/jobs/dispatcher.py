@@ -102,6 +102,10 @@ class Dispatcher:
         handed = [live for live in self.live.values() if live.phase is Phase.HANDED]
         return handed + self._queue.order()
 
+    def count_waiting(self) -> int:
+        """How many have not begun, those included that are just being recorded."""
+        return sum(live.phase in (Phase.QUEUED, Phase.HANDED) for live in self.live.values())
+
     def pump(self) -> None:
         """Gives every free device its next job, and every busy one's worker the job after that.
 

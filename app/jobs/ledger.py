@@ -23,7 +23,7 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._thread = ThreadPoolExecutor(1, "store")
-        self._unsaved: dict[str, Job] = {}  # ended, but not recorded yet
+        self._unsaved: dict[str, Job] = {}  # the latest records that are not on the disk
 
     async def add(
         self, job: Job, inputs: Mapping[str, bytes], idempotency: Idempotency | None
@@ -66,12 +66,14 @@ class Ledger:
             raise UnknownImage("The file is no longer there.") from None
 
     async def save(self, job: Job) -> bool:
-        """Records a job as it is now; False, and a line in the log, when the disk does not take
-        it."""
+        """Records a job as it is now. False when the disk does not take it: `save_late` does it
+        when there is room again."""
+        if not job.state.ended:
+            self._unsaved.pop(job.id, None)  # an older record must not come after this one
         try:
             await self._call(self._store.update, job)
         except StorageFailed as error:
-            log.error("job not recorded", extra={"job": job.id, "detail": error.detail})
+            self._note_unsaved(job, error)
             return False
         self._unsaved.pop(job.id, None)
         return True
@@ -79,19 +81,26 @@ class Ledger:
     async def finish(self, job: Job, files: Mapping[str, bytes]) -> Job:
         """Records an ended job with its pictures. When the disk does not take them, the job has
         failed for that reason; `save_late` records it when there is room again."""
+        self._unsaved.pop(job.id, None)
         try:
             await self._call(self._store.finish, job, files)
+            self._unsaved.pop(job.id, None)
         except StorageFailed as error:
-            log.error("job not recorded", extra={"job": job.id, "detail": error.detail})
             if job.state is JobState.SUCCEEDED:
                 cause = JobError(code=error.code, message=error.detail)
                 job = replace(job, state=JobState.FAILED, error=cause, images=())
-            self._unsaved[job.id] = job
+            self._note_unsaved(job, error)
         return job
 
     async def save_late(self) -> None:
-        for job in list(self._unsaved.values()):
-            await self.save(job)
+        """Records what a full disk did not take."""
+        for job_id in list(self._unsaved):
+            if job := self._unsaved.get(job_id):
+                await self.save(job)
+
+    def _note_unsaved(self, job: Job, error: StorageFailed) -> None:
+        log.error("job not recorded", extra={"job": job.id, "detail": error.detail})
+        self._unsaved[job.id] = job
 
     def close(self) -> None:
         self._thread.shutdown()

@@ -215,7 +215,9 @@ class Worker:
         if self._killed_because:
             cause = f"The worker process was killed: {self._killed_because}."
         for job, task in self._tasks.items():
-            self._tell(task, Failed(job=job, code=WorkerDied.code, detail=cause))
+            end = Failed(job=job, code=WorkerDied.code, detail=cause)
+            if not self._tell(task, end):
+                self._tell(task, end)  # once more: no report comes after this one
         self._tasks.clear()
         self.on_idle()
 

@@ -1,7 +1,7 @@
 """An event loop with a simulated clock: nothing waits for real, and every run is the same.
 
-Time stands still until `advance` moves it from timer to timer. What an executor would do on a thread
-is done on the loop, one call after the other, and can be held back as a slow disk would.
+Time stands still until `advance` moves it from timer to timer. What an executor would do on a
+thread is done on the loop, one call after the other, and can be held back as by a slow disk.
 """
 
 import asyncio

@@ -1,5 +1,5 @@
-"""Doubles at the outermost edges of jobs/ and workers/: a worker process that does what a test says,
-and a store in memory. What lies between them is the real thing."""
+"""Doubles at the outermost edges of jobs/ and workers/: a worker process that does what a test
+says, and a store in memory. What lies between them is the real thing."""
 
 import asyncio
 from collections import Counter, deque
@@ -19,7 +19,9 @@ class SimulatedProcess:
 
     pid = 1
 
-    def __init__(self) -> None:
+    def __init__(self, deaths: Counter[str]) -> None:
+        """`deaths` counts the processes that died under a job, by job."""
+        self._deaths = deaths
         self.load: Load | None = None
         self.loaded = False
         self.alive = True
@@ -35,6 +37,8 @@ class SimulatedProcess:
 
     def send(self, order: Any) -> None:
         if not self.alive:
+            if isinstance(order, Run):
+                self._deaths[order.job] += 1
             return
         match order:
             case Load():
@@ -111,6 +115,7 @@ class SimulatedProcess:
     def die(self) -> None:
         if self.alive:
             self.alive = False
+            self._deaths.update(run.job for run in (*list(self.jobs)[:1], *self.encoding))
             self._sent.put_nowait(None)
 
     def _next(self) -> Run:
@@ -149,7 +154,9 @@ class MemoryStore:
 
     def update(self, job: Job) -> None:
         self._check_room()
-        before = self.jobs[job.id]
+        before = self.jobs.get(job.id)
+        if before is None:
+            return  # as an UPDATE of a row that was not inserted
         assert not before.state.ended or before.state == job.state, (before.state, job.state)
         self.jobs[job.id] = job
         self.ends[job.id] += job.state.ended and not before.state.ended
