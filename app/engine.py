@@ -6,7 +6,7 @@ Knows no HTTP, no process and no pixels: the dispatcher runs the jobs, the pool 
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from app.background import Background
 from app.caller import USUAL_TERMS, Caller, Idempotency, Terms
@@ -52,9 +52,7 @@ class Engine:
         self._ledger = Ledger(store)
         self._pool = Pool(WorkerOptions.of(settings), machine)
         placement = Placement(self._pool, catalog, preferred=settings.device)
-        self._jobs = Dispatcher(
-            self._pool, self._ledger, catalog, placement, starvation=settings.starvation
-        )
+        self._jobs = Dispatcher(self._pool, self._ledger, placement, starvation=settings.starvation)
         self._serving = Serving(settings, catalog, self._pool, placement, self._jobs, self._devices)
         self._waiters = Waiters(
             self._jobs, cancels=settings.cancel_on_disconnect, window=settings.retry_window
@@ -182,11 +180,8 @@ class Engine:
         live = self._jobs.live.get(job_id)
         if live is None:
             return await self.job(job_id)
-        try:
-            async with asyncio.timeout(seconds):
-                await live.over.wait()
-        except TimeoutError:
-            pass
+        with suppress(TimeoutError):
+            await asyncio.wait_for(live.over.wait(), seconds)
         return live.job
 
     async def events(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
@@ -205,10 +200,9 @@ class Engine:
         """The latest preview of a running job, if there is one yet; who asks once asks again, so
         that from now on previews are made."""
         live = self._jobs.live.get(job_id)
-        if live is None:
-            return None
-        self._jobs.watch(live)
-        return live.preview()
+        if live is not None:
+            self._jobs.watch(live)
+        return live.preview() if live else None
 
     async def cancel(self, job_id: str) -> Job:
         """Ends an active job at once; its worker stops within a step, or is killed and replaced."""

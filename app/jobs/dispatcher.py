@@ -7,13 +7,12 @@ Knows the pool and the ledger; knows no request, no face and no readiness.
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from app.background import Background
 from app.caller import Idempotency
-from app.errors import EaselError, LoadFailed, WorkerDied, from_code
-from app.jobs.job import Job, JobState, Progress
+from app.errors import EaselError, WorkerDied, from_code
+from app.jobs.job import Job, JobState
 from app.jobs.lane import Attempt, Lane
 from app.jobs.ledger import Ledger
 from app.jobs.live_job import LiveJob, now
@@ -22,11 +21,9 @@ from app.jobs.queue import Queue
 from app.jobs.recorder import Recorder
 from app.jobs.result import files_of, record_of
 from app.logs import request_id
-from app.models.catalog import Catalog
 from app.workers.message import Counted, Drawn, Encoded, Failed, Report, Run, Stepped, Stopped
 from app.workers.placement import Placement
 from app.workers.pool import Pool
-from app.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +36,11 @@ class Dispatcher:
     move."""
 
     def __init__(
-        self,
-        pool: Pool,
-        ledger: Ledger,
-        catalog: Catalog,
-        placement: Placement,
-        *,
-        starvation: float,
+        self, pool: Pool, ledger: Ledger, placement: Placement, *, starvation: float
     ) -> None:
         self._pool = pool
         self._ledger = ledger
         self._recorder = Recorder(ledger)
-        self._catalog = catalog
         self._placement = placement
         self._queue = Queue(lambda name: pool.warm(name) is not None, starvation=starvation)
         self._lanes: dict[str, Lane] = {}  # by device
@@ -70,29 +60,29 @@ class Dispatcher:
 
         Raises KeyError for a used idempotency key, StorageFailed when there is no room.
         """
-        recorded = self._recorder.accept(live, inputs, idempotency)
-        recorded.add_done_callback(lambda task: self._accepted(live, task))
-        await asyncio.shield(recorded)
 
-    def _accepted(self, live: LiveJob, recorded: asyncio.Task[None]) -> None:
-        # A job that was canceled while it was being recorded is ending by now.
-        if recorded.exception() is None and live.phase is Phase.QUEUED:
-            self._queue.add(live)
-            self.pump()
+        def queue(recorded: asyncio.Task[None]) -> None:
+            # A job that was canceled while it was being recorded is ending by now.
+            if recorded.exception() is None and live.phase is Phase.QUEUED:
+                self._queue.add(live)
+                self.pump()
+
+        recorded = self._recorder.accept(live, inputs, idempotency)
+        recorded.add_done_callback(queue)
+        await asyncio.shield(recorded)
 
     async def recover(self, job: Job) -> None:
         """Takes up a job of an earlier process: queued again, or failed if it was tried often
         enough."""
-        if job.attempts >= ATTEMPTS:
-            live = self.live[job.id] = LiveJob(job)
+        tried = job.attempts >= ATTEMPTS
+        live = self.live[job.id] = LiveJob(job if tried else job.requeued())
+        if tried:
             detail = "The service ended twice while this job was running; it is not tried again."
             await self._end(live, JobState.FAILED, error=WorkerDied(detail))
-            return
-        job = replace(job, state=JobState.QUEUED, progress=Progress(steps=job.progress.steps))
-        await self._ledger.save(job)
-        live = self.live[job.id] = LiveJob(job)
-        self._queue.add(live)
-        self.pump()
+        else:
+            self._recorder.note(live)
+            self._queue.add(live)
+            self.pump()
 
     # Jobs wait
 
@@ -125,15 +115,10 @@ class Dispatcher:
                 self._queue.remove(live)
                 lane.present = self._attempt(live, device)
                 self._begin(lane.present)
-            elif lane.following is None and self._has_worker(lane.present, live):
+            elif lane.can_hand_over(self._pool.ready(live.job.model, device)):
                 self._queue.remove(live)
                 live.hand_over()
                 lane.following = self._attempt(live, device)
-
-    def _has_worker(self, present: Attempt, live: LiveJob) -> bool:
-        """Whether the worker that is at `present` can draw this job, too."""
-        ready = self._pool.ready(live.job.model, present.device)
-        return ready is not None and ready is present.worker
 
     # Attempts at a job
 
@@ -154,13 +139,14 @@ class Dispatcher:
         request_id.set(attempt.live.request_id)
         try:
             inputs = await self._ledger.inputs(attempt.live.job)
-            worker = None if attempt.closed else await self._worker_for(attempt)
+            if attempt.closed:
+                return
+            name = attempt.live.job.model
+            worker = await self._placement.worker_for(name, attempt.device)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job ends and the queue goes on
             self._leave(attempt)
             self._fail(attempt, error)
             self.pump()
-            return
-        if worker is None:
             return
         if attempt.closed:
             self._pool.release(worker)  # it is loaded for the model's next job
@@ -172,43 +158,32 @@ class Dispatcher:
         worker.run(order, lambda report: self._heard(attempt, report))
         self.pump()  # the worker can have the next job, too
 
-    async def _worker_for(self, attempt: Attempt) -> Worker:
-        name, device = attempt.live.job.model, attempt.device
-        if worker := self._pool.ready(name, device):
-            return worker
-        model = self._catalog.get(name)
-        model.require_installed()
-        try:
-            return await self._pool.get(model, device)
-        except LoadFailed as error:
-            self._pool.note_failure(name, error.detail)
-            raise
-
     def _heard(self, attempt: Attempt, report: Report) -> None:
         """What a worker reports of an attempt. Reports come in the order in which things
         happened, those of one job before those of the next."""
-        live = attempt.live
         match report:
-            case Stepped() if not attempt.closed:
-                live.step(report.step, report.steps, report.preview)
-            case Counted() if not attempt.closed:
-                live.count(report.step, report.steps)
+            case Stepped() | Counted() | Encoded() if attempt.closed:
+                pass  # the job was canceled meanwhile
+            case Stepped():
+                attempt.live.step(report.step, report.steps, report.preview)
+            case Counted():
+                attempt.live.count(report.step, report.steps)
+            case Encoded():
+                self._succeed(attempt, report)
             case Drawn():
                 attempt.drawn = report
                 if not attempt.closed:
-                    live.drawn()
+                    attempt.live.drawn()
                     self.seconds_per_job += 0.2 * (now() - attempt.began - self.seconds_per_job)
                 self._leave(attempt)
-            case Encoded() if not attempt.closed:
-                self._succeed(attempt, report)
+                self.pump()
             case Stopped():
                 self._leave(attempt)
+                self.pump()
             case Failed():
                 self._leave(attempt)
                 self._fail(attempt, from_code(report.code, report.detail))
-            case _:
-                return  # a step or a picture of a job that was canceled meanwhile
-        self.pump()
+                self.pump()
 
     def _leave(self, attempt: Attempt) -> None:
         """The attempt occupies its device no more: the turn of what the worker has next comes."""
@@ -252,7 +227,7 @@ class Dispatcher:
         self._attempts.pop(live.job.id, None)
         if died and (self.stopping or live.job.attempts < ATTEMPTS):
             log.warning("trying again", extra={"job": live.job.id, "detail": error.detail})
-            live.interrupt() if self.stopping else live.retry()
+            live.requeue(counts=not self.stopping)
             self._recorder.note(live)
             self._queue.add(live, first=True)
             self._recorder.note_idle()

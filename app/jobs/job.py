@@ -3,7 +3,7 @@ data: live_job.py changes it while the job is alive."""
 
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -80,6 +80,11 @@ class Job:
     @property
     def model(self) -> str:
         return self.recipe.model
+
+    def requeued(self, **values: Any) -> "Job":
+        """The job as it waits again, without the steps of an attempt that came to nothing."""
+        progress = Progress(steps=self.progress.steps)
+        return replace(self, state=JobState.QUEUED, progress=progress, **values)
 
     def to_record(self) -> dict[str, Any]:
         """The parts of the job that are kept as JSON beside its searchable columns."""

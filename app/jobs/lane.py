@@ -35,6 +35,12 @@ class Lane:
     present: Attempt | None = None
     following: Attempt | None = None
 
+    def can_hand_over(self, worker: Worker | None) -> bool:
+        """Whether this worker, which has the model of a waiting job loaded, is drawing here and
+        has no next job yet."""
+        drawing = self.present.worker if self.present else None
+        return self.following is None and worker is not None and worker is drawing
+
     def leave(self, attempt: Attempt) -> Attempt | None:
         """Takes an attempt out, if it is here. Returns the one whose turn has come by that."""
         if self.following is attempt:

@@ -65,13 +65,16 @@ class LiveJob:
         """Its pictures are made; they are not files yet."""
         self.phase = moved(self.phase, Phase.ENCODING)
 
-    def retry(self) -> None:
-        """The attempt came to nothing: back to the queue, without its steps."""
-        self._requeue()
-
-    def interrupt(self) -> None:
-        """The service stops: back to the queue, and the attempt does not count."""
-        self._requeue(started=None, attempts=self.job.attempts - 1)
+    def requeue(self, *, counts: bool) -> None:
+        """The attempt came to nothing: back to the queue. One that the end of the service
+        interrupted does not count."""
+        self.phase = moved(self.phase, Phase.QUEUED)
+        self._first_step = None
+        if counts:
+            self.job = self.job.requeued()
+        else:
+            self.job = self.job.requeued(started=None, attempts=self.job.attempts - 1)
+        self._publish("state")
 
     def ending(self) -> None:
         """How it ends is decided; from now on nothing changes that."""
@@ -83,13 +86,6 @@ class LiveJob:
         self.job = job
         self._publish("done")
         self.over.set()
-
-    def _requeue(self, **values: Any) -> None:
-        self.phase = moved(self.phase, Phase.QUEUED)
-        self._first_step = None
-        progress = Progress(steps=self.job.progress.steps)
-        self._change(state=JobState.QUEUED, progress=progress, **values)
-        self._publish("state")
 
     # What is told of it
 

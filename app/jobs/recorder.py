@@ -102,7 +102,7 @@ class Recorder:
         await self._ledger.save_late()
         for live in list(self.live.values()):
             if live.phase in (Phase.DRAWING, Phase.ENCODING):
-                live.interrupt()
+                live.requeue(counts=False)
                 await self._ledger.save(live.job)
 
 

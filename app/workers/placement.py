@@ -1,10 +1,11 @@
-"""Which device a model's jobs run on. Knows the pool; knows no job."""
+"""Which device a model's jobs run on, and the worker there. Knows the pool; knows no job."""
 
-from app.errors import UnknownModel
+from app.errors import LoadFailed, UnknownModel
 from app.models.catalog import Catalog
 from app.models.model import Model
 from app.settings import Settings
 from app.workers.pool import Pool
+from app.workers.worker import Worker
 
 
 class Placement:
@@ -19,6 +20,17 @@ class Placement:
     def choose(self, model: Model, device: str) -> None:
         """From now on the serving model is this one, and its jobs run on this device."""
         self._chosen = (model.name, device)
+
+    async def worker_for(self, name: str, device: str) -> Worker:
+        """The worker that draws a model's jobs on a device, loaded if need be and reserved then
+        (Pool.get); raises UnknownModel, NotInstalled, LoadFailed."""
+        if worker := self._pool.ready(name, device):
+            return worker
+        try:
+            return await self._pool.get(self._catalog.get(name), device)
+        except LoadFailed as error:
+            self._pool.note_failure(name, error.detail)
+            raise
 
     def device_for(self, name: str) -> str:
         """The device that was chosen for the model, else the one on which it is loaded, else its

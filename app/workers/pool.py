@@ -50,7 +50,7 @@ class Pool:
         return None if worker is None or worker.dead else worker
 
     async def get(self, model: Model, device: str) -> Worker:
-        """The worker for a model on a device, loaded if need be; raises LoadFailed.
+        """The worker for a model on a device, loaded if need be; raises NotInstalled, LoadFailed.
 
         It is reserved: nobody ends it before its next job, unless the caller releases it.
         """
@@ -60,6 +60,7 @@ class Pool:
                 worker.reserved = True
                 return worker
             self._workers.pop(key, None)
+            model.require_installed()
             load = _Load(model=model, memory=await asyncio.to_thread(model.read_memory))
             await self._make_room(key, load)
             try:

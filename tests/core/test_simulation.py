@@ -85,9 +85,7 @@ class Service:
         self.ledger = Ledger(self.store)  # type: ignore[arg-type]
         self.pool = Pool(OPTIONS, MACHINE, launch=self._launch)
         self.placement = Placement(self.pool, CATALOG, preferred="CPU")
-        self.dispatcher = Dispatcher(
-            self.pool, self.ledger, CATALOG, self.placement, starvation=STARVATION
-        )
+        self.dispatcher = Dispatcher(self.pool, self.ledger, self.placement, starvation=STARVATION)
         self.waiters = Waiters(self.dispatcher, cancels=True, window=WINDOW)
         hear = self.dispatcher._heard
         self.next_report_breaks = False
