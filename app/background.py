@@ -1,4 +1,5 @@
-"""Background tasks of the event loop that do not die unheard: what one of them raises is logged."""
+"""Background tasks of the event loop. An exception in one is logged, where asyncio would report it
+only when the task is garbage-collected."""
 
 import asyncio
 import logging
@@ -16,8 +17,8 @@ class Background:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, T], *, awaited: bool = False) -> asyncio.Task[T]:
-        """Starts a task, and keeps it until it ends, which the event loop does not. What an
-        `awaited` task raises is for whoever awaits it, and not logged."""
+        """Starts a task and holds a reference until it ends (the event loop holds a weak one only).
+        `awaited`: the owner awaits the task and so gets its exception; it is not logged here."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._awaited if awaited else self._ended)
@@ -29,7 +30,7 @@ class Background:
             await asyncio.wait(self._tasks)
 
     async def cancel(self) -> None:
-        """Ends all tasks where they stand."""
+        """Cancels all tasks and waits until they have ended."""
         for task in self._tasks:
             task.cancel()
         await self.join()

@@ -1,4 +1,5 @@
-"""Who hands a job in, and on which terms: what a face says to the engine beside the request."""
+"""What a face passes to the engine beside the ImageRequest: who calls, and the dialect's rules for
+the job. Knows no HTTP."""
 
 from dataclasses import dataclass
 
@@ -15,8 +16,8 @@ class Caller:
 
 @dataclass(frozen=True, kw_only=True)
 class Idempotency:
-    """The key of a request that may be sent again, and a digest of its body: the key always means
-    the job that it was first used for."""
+    """The Idempotency-Key of a request and a digest of its body. A request with a known key gets
+    the job of the first one; with another body it is refused."""
 
     key: str
     digest: str
@@ -30,7 +31,7 @@ class Terms:
     one_at_a_time: refused as Busy while another job of the same face has not ended.
     repeatable: a request that comes again within RETRY_WINDOW after its client hung up gets the
     job of the first time.
-    watched: the previews of all steps are wanted, from the first on.
+    watched: somebody will follow the job, so that previews are made from the first step on.
     tag: the caller's own name for the job.
     """
 

@@ -1,6 +1,7 @@
-"""What stands before every face: the request's id, the API key, the size of the body, one log line.
+"""Middleware before every face: the request's id, the API key, the size of the body, one log line,
+and an error response for whatever a route raised. Knows no route but /health.
 
-Plain ASGI rather than Starlette's middleware class, which would put every stream through a queue.
+Plain ASGI rather than Starlette's BaseHTTPMiddleware, which passes every stream through a queue.
 """
 
 import base64
@@ -23,11 +24,10 @@ from app.logs import request_id
 log = logging.getLogger(__name__)
 
 MAX_BODY = 32 * 2**20  # bytes
-_OPEN = ("/health",)
 
 
 class Gate:
-    """`render` puts an error into the dialect of the path it concerns."""
+    """`render` makes the response to an error, in the dialect of the path that was requested."""
 
     def __init__(
         self, app: ASGIApp, *, keys: tuple[str, ...], render: Callable[[str, EaselError], Response]
@@ -43,33 +43,32 @@ class Gate:
         began = time.perf_counter()
         path: str = scope["path"]
         headers = Headers(scope=scope)
-        current = _request_id(headers)
-        request_id.set(current)
+        own_id = _request_id(headers)
+        request_id.set(own_id)
         status = 0
 
-        async def tell(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = current
+                MutableHeaders(scope=message)["X-Request-ID"] = own_id
             await send(message)
 
         try:
             self._check_key(scope, path, headers)
             _check_length(headers)
-            await self._app(scope, _limited(receive), tell)
+            await self._app(scope, _limited(receive), send_with_id)
         except ClientDisconnect:
-            pass  # in the middle of its own request
+            pass  # while its request was still arriving: there is nobody to answer
         except Exception as error:
             if not isinstance(error, EaselError):
                 log.exception("request broke", extra={"path": path})
                 error = EaselError("Something inside Easel broke; the log says more.")
             if status == 0:
-                await self._render(path, error)(scope, receive, tell)
+                await self._render(path, error)(scope, receive, send_with_id)
         finally:
-            health = any(path.startswith(prefix) for prefix in _OPEN)
             log.log(
-                logging.DEBUG if health else logging.INFO,
+                logging.DEBUG if _is_health(path) else logging.INFO,
                 "request",
                 extra={
                     "method": scope["method"],
@@ -80,11 +79,11 @@ class Gate:
             )
 
     def _check_key(self, scope: Scope, path: str, headers: Headers) -> None:
-        if not self._keys or path == "/health" or path.startswith("/health/"):
+        if not self._keys or _is_health(path):
             return
-        for shown in _shown_keys(headers):
+        for candidate in _keys_in(headers):
             for key in self._keys:
-                if hmac.compare_digest(shown.encode(), key.encode()):
+                if hmac.compare_digest(candidate.encode(), key.encode()):
                     scope["easel_key"] = key
                     return
         raise Unauthorized(
@@ -93,31 +92,37 @@ class Gate:
         )
 
 
+def _is_health(path: str) -> bool:
+    """Health routes need no key and are logged at DEBUG only, as probes ask them every few
+    seconds."""
+    return path == "/health" or path.startswith("/health/")
+
+
 def _request_id(headers: Headers) -> str:
-    """The caller's id if it is a harmless one, else a new one."""
+    """The client's X-Request-ID if it is short and safe to log, else a new one."""
     given = headers.get("x-request-id", "")
     return given if re.fullmatch(r"[\w.:-]{1,128}", given, re.ASCII) else uuid.uuid4().hex
 
 
-def _shown_keys(headers: Headers) -> list[str]:
-    """Every key that a request shows: X-API-Key, a bearer token, a bare one, or either half of
-    Basic."""
-    shown: list[str] = []
+def _keys_in(headers: Headers) -> list[str]:
+    """Everything in a request that may be its API key: X-API-Key, a bearer token, a bare
+    Authorization header, and of HTTP Basic password, user and both, as clients differ in that."""
+    candidates: list[str] = []
     if "x-api-key" in headers:
-        shown.append(headers["x-api-key"])
+        candidates.append(headers["x-api-key"])
     scheme, _, rest = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "basic":
         try:
             pair = base64.b64decode(rest.strip(), validate=True).decode()
         except (binascii.Error, UnicodeDecodeError, ValueError):
-            return shown
+            return candidates
         user, _, password = pair.partition(":")
-        shown += [password, user, pair]
+        candidates += [password, user, pair]
     elif scheme.lower() == "bearer":
-        shown.append(rest.strip())
+        candidates.append(rest.strip())
     elif scheme:
-        shown.append(f"{scheme} {rest}".strip())
-    return shown
+        candidates.append(f"{scheme} {rest}".strip())
+    return candidates
 
 
 def _check_length(headers: Headers) -> None:
@@ -127,7 +132,8 @@ def _check_length(headers: Headers) -> None:
 
 
 def _limited(receive: Receive) -> Receive:
-    """`receive`, counting, for bodies that do not say how long they are."""
+    """`receive` that raises TooLarge past MAX_BODY: a chunked body has no Content-Length to
+    check."""
     size = 0
 
     async def counted() -> Message:

@@ -1,6 +1,6 @@
-"""From a request to what a worker needs: the recipe, and the pictures it starts from.
+"""Turns an ImageRequest into what a worker needs: the recipe and its input pictures.
 
-Decoding and fitting pictures takes a while and runs on a thread.
+Decoding and resizing pictures takes milliseconds and so runs on a thread, not on the event loop.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from app.request import ImageRequest, Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """`inputs` are the PNG files that the recipe names, `warnings` what is not honoured, in
-    words."""
+    """`inputs` are the PNG files that the recipe names; `warnings` are sentences about what was
+    changed or left out."""
 
     recipe: Recipe
     inputs: dict[str, bytes]
@@ -22,9 +22,8 @@ class Prepared:
 
 
 async def prepare(request: ImageRequest, model: Model, *, lenient: bool = False) -> Prepared:
-    """Opens the pictures, fills the gaps and checks the limits; raises InvalidRequest.
-
-    Lenient, what is outside the limits is moved inside, with a warning.
+    """Decodes the pictures, fills in the model's defaults and checks its limits; raises
+    InvalidRequest. With `lenient`, values outside the limits are moved inside, with a warning.
     """
     if request.init_image is None:
         recipe, warnings = model.complete(request, lenient=lenient)

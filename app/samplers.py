@@ -1,5 +1,5 @@
-"""What the samplers are called, here and in the dialects. Which of them a model has is a fact of
-the model (model.toml)."""
+"""The names of the samplers, Easel's own and those of two dialects. Which of them a
+model has is in its model.toml, how they work in app/runtime."""
 
 from dataclasses import dataclass
 
@@ -23,17 +23,18 @@ SAMPLERS = {
 
 
 def title_of(sampler: str) -> str:
-    """AUTOMATIC1111's name; a sampler without one keeps its own."""
+    """AUTOMATIC1111's name of a sampler; the name itself if it is not in the table."""
     return SAMPLERS[sampler].title if sampler in SAMPLERS else sampler
 
 
 def from_title(title: str) -> str:
-    """The sampler of a title in any case. Two samplers are called Euler: the first one is meant."""
-    wanted = title.lower()
-    return next((name for name, names in SAMPLERS.items() if names.title.lower() == wanted), title)
+    """The sampler with this AUTOMATIC1111 name, upper or lower case; the text itself if there is
+    none. Two samplers are called Euler there: the first one is taken."""
+    lower = title.lower()
+    return next((name for name, names in SAMPLERS.items() if names.title.lower() == lower), title)
 
 
 def from_diffusers(class_name: str) -> str:
-    """The sampler of a diffusers class; another name stays what it is."""
+    """The sampler with this diffusers class; the text itself if there is none."""
     found = (name for name, names in SAMPLERS.items() if names.diffusers == class_name)
     return next(found, class_name)

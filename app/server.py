@@ -1,5 +1,5 @@
-"""The FastAPI application: settings in, an app out. Mounts the faces and gives every error its
-dialect."""
+"""Makes the FastAPI application of the settings: engine, faces, gate. The face that owns a path
+renders its errors. `Server` is uvicorn with an orderly end. Knows no route and no job."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ The answer names the picture's address; all routes are at {url}/docs
 
 def create_app(settings: Settings) -> FastAPI:
     """The application for these settings; raises CatalogError, UnknownModel or StorageFailed."""
-    # The store first: it says in words what is wrong with DATA_DIR.
+    # The store comes first because its error explains what is wrong with DATA_DIR.
     store = Store(
         settings.data_dir.resolve(),
         url=settings.database_url,
@@ -59,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             await engine.stop()
 
-    # /docs with its scripts served from here: an edge site may have no internet.
+    # FastAPIOffline serves the scripts of /docs itself, for browsers without internet access.
     app = FastAPIOffline(title="Easel", version=__version__, lifespan=lifespan)
     app.state.engine = engine
     mounted = faces()
@@ -76,11 +76,11 @@ def create_app(settings: Settings) -> FastAPI:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return render(request.url.path, _invalid(error))
+        return render(request.url.path, _from_validation_error(error))
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return render(request.url.path, _http(error, request))
+        return render(request.url.path, _from_http_exception(error, request))
 
     app.add_exception_handler(errors.EaselError, on_easel_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
@@ -92,8 +92,8 @@ def create_app(settings: Settings) -> FastAPI:
 _NOT_JSON = "The body is not valid JSON."
 
 
-def _invalid(error: RequestValidationError) -> errors.EaselError:
-    """pydantic's first complaint as a sentence."""
+def _from_validation_error(error: RequestValidationError) -> errors.EaselError:
+    """The first of pydantic's errors as a sentence that names the field."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     if first["type"] == "json_invalid":
@@ -111,9 +111,11 @@ def _invalid(error: RequestValidationError) -> errors.EaselError:
     return errors.InvalidRequest(why.encode(errors="replace").decode(), field=field)
 
 
-def _http(error: HTTPException, request: Request) -> errors.EaselError:
+def _from_http_exception(error: HTTPException, request: Request) -> errors.EaselError:
+    """What Starlette and FastAPI raise themselves (404, 405, an unreadable body) as an
+    EaselError."""
     if isinstance(error.__cause__, errors.EaselError):
-        return error.__cause__  # FastAPI hides what reading a body raised behind a plain 400
+        return error.__cause__  # raised while a body was read: FastAPI wraps it into a plain 400
     if isinstance(error.__cause__, ValueError | RecursionError):
         return errors.InvalidRequest(_NOT_JSON)
     if error.status_code == 404:
@@ -122,13 +124,14 @@ def _http(error: HTTPException, request: Request) -> errors.EaselError:
         )
     if error.status_code == 405:
         allowed = ", ".join(_methods(request)) or (error.headers or {}).get("Allow", "GET, HEAD")
-        told = f"{request.url.path} does not take {request.method}, only {allowed}."
-        return errors.MethodNotAllowed(told, allow=allowed)
+        message = f"{request.url.path} does not take {request.method}, only {allowed}."
+        return errors.MethodNotAllowed(message, allow=allowed)
     return errors.InvalidRequest(str(error.detail))
 
 
 def _methods(request: Request) -> list[str]:
-    """What the path of a request takes: each route knows its own methods only."""
+    """All methods of the request's path. Starlette's own Allow header has those of one route
+    only."""
     return [
         method
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -155,7 +158,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which on SIGTERM and Ctrl-C lets the engine finish what it runs before it closes."""
+    """uvicorn, except that on SIGTERM and Ctrl-C running jobs first get GRACE seconds to finish."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         config = uvicorn.Config(
@@ -168,16 +171,16 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._engine: Engine = app.state.engine
         self._grace = settings.grace
-        # Bound before anything is loaded, so that a taken port is one line and not a half start.
+        # Bound before the engine starts, so that a port in use ends the start with one line.
         self._socket = listen(settings.host, settings.port)
-        # "Every address" is none that a person could go to.
+        # 0.0.0.0 and :: mean every address, but a browser cannot open them: show the loopback one.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
         host = f"[{host}]" if ":" in host else host
         self._url = f"http://{host}:{self._socket.getsockname()[1]}"
         self._draining: asyncio.Task[None] | None = None
 
     def serve_on(self) -> None:
-        """Serves until it is told to stop."""
+        """Serves until SIGTERM or Ctrl-C."""
         self.run(sockets=[self._socket])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -186,7 +189,7 @@ class Server(uvicorn.Server):
             print(_WELCOME.format(url=self._url), file=sys.stderr, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._draining is not None:  # asked twice: at once
+        if self._draining is not None:  # the second signal ends it at once
             super().handle_exit(sig, frame)
             return
         log.info("stopping", extra={"signal": signal.Signals(sig).name, "grace": self._grace})

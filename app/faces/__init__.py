@@ -1,4 +1,8 @@
-"""The API dialects, one file each. A new one is its file and its name here."""
+"""The HTTP routes: one file per API dialect, which translates between its own JSON and the engine's
+ImageRequest and Job. Knows no queue, worker or file; nothing outside knows a dialect.
+
+A new dialect is a new file that defines `face`, and its name in NAMES.
+"""
 
 from importlib import import_module
 

@@ -1,4 +1,5 @@
-"""What every face has, and the few things all of them need of a request. Faces never import each
+"""What every face has, and what all of them need: errors as status codes, the caller of a request,
+waiting for a job, reading a body leniently. Knows no dialect; faces import this and never each
 other."""
 
 import asyncio
@@ -21,7 +22,7 @@ from app.request import ImageFormat
 
 T = TypeVar("T")
 B = TypeVar("B", bound=BaseModel)
-KEEP_ALIVE = 15.0  # seconds of silence after which an open stream should say something
+KEEP_ALIVE = 15.0  # seconds without an event after which a stream sends a keep-alive
 
 STATUS: dict[type[errors.EaselError], int] = {
     errors.InvalidRequest: 422,
@@ -40,8 +41,8 @@ STATUS: dict[type[errors.EaselError], int] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """A dialect: its routes, the paths they begin with, and how it puts an error into its own
-    words."""
+    """A dialect: its routes, the paths they begin with, and how it renders an error as a response.
+    Requests below `paths` get their errors, 404 included, from `render_error`."""
 
     name: str
     router: APIRouter
@@ -53,12 +54,12 @@ class Face:
 
 
 def entry_for(error: errors.EaselError, table: Mapping[type[Any], T]) -> T:
-    """What a face's table says of an error: its own entry or its nearest ancestor's."""
+    """The table's value for the class of an error, or for its nearest base class in the table."""
     return next(table[kind] for kind in type(error).__mro__ if kind in table)
 
 
 def status_of(error: errors.EaselError) -> int:
-    """The HTTP status of an error where a dialect has no other habit."""
+    """The HTTP status of an error, unless a dialect has a rule of its own."""
     return entry_for(error, STATUS)
 
 
@@ -74,8 +75,7 @@ def headers_of(error: errors.EaselError) -> dict[str, str]:
 
 
 def problem(error: errors.EaselError) -> Response:
-    """An error as RFC 9457 problem+json, the native dialect and the one of paths that no face
-    owns."""
+    """An error as RFC 9457 problem+json: in the native dialect, and on paths that no face owns."""
     status = status_of(error)
     body: dict[str, object] = {
         "type": f"urn:easel:error:{error.code}",
@@ -94,15 +94,20 @@ def engine_of(request: Request) -> Engine:
 
 
 def caller_of(request: Request, face: str) -> Caller:
-    """Who calls: the owner is a digest of the key that was shown, empty where no keys are set."""
+    """Who sent the request. The owner is a digest of the API key that the gate accepted; empty
+    where no keys are set."""
     key = request.scope.get("easel_key", "")
     owner = hashlib.sha256(key.encode()).hexdigest()[:32] if key else ""
     return Caller(face=face, owner=owner, request_id=request_id.get())
 
 
 async def finished(request: Request, job: Job) -> tuple[Job, list[bytes]]:
-    """The job once it has succeeded, and its pictures' files, for a client that waits; raises what
-    it failed with. When the client hangs up meanwhile, the engine learns that nobody waits."""
+    """Waits until the job has ended; returns it with the bytes of its pictures, or raises what it
+    failed with.
+
+    While this runs, the client counts as waiting for the job. When it closes the connection,
+    HungUp is raised and it no longer counts, so that the engine may cancel the job.
+    """
     engine = engine_of(request)
     hung_up = asyncio.ensure_future(_hung_up(request))
     with engine.waiting(job.id):
@@ -124,8 +129,8 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-async def with_silences(events: AsyncIterator[T]) -> AsyncGenerator[T | None]:
-    """What comes, and None after each KEEP_ALIVE seconds in which nothing came."""
+async def with_keep_alive(events: AsyncIterator[T]) -> AsyncGenerator[T | None]:
+    """The events, and None after each KEEP_ALIVE seconds in which there was none."""
     coming = asyncio.ensure_future(anext(events, None))
     try:
         while True:
@@ -143,7 +148,7 @@ async def with_silences(events: AsyncIterator[T]) -> AsyncGenerator[T | None]:
 
 
 def succeeded(job: Job) -> Job:
-    """The job itself, if its pictures are there; else raises why not."""
+    """The job itself if it has succeeded; otherwise raises the error that says why not."""
     if job.state is JobState.SUCCEEDED:
         return job
     if job.state is JobState.CANCELED:
@@ -157,16 +162,17 @@ def succeeded(job: Job) -> Job:
 
 
 def picture_response(job: Job, data: bytes, warnings: Sequence[str]) -> Response:
-    """A picture's bytes, with the seed and the warnings beside them."""
+    """A picture as the body; its seed and the warnings as the headers X-Seed and X-Warnings."""
     headers = {"X-Seed": str(job.recipe.seed)}
     if warnings:
         headers["X-Warnings"] = " ".join(warnings).encode("ascii", "replace").decode()[:2000]
     return Response(data, media_type=job.images[0].media_type, headers=headers)
 
 
-def leniently(kind: type[B], body: Mapping[str, Any]) -> tuple[B, list[str]]:
-    """A body as far as it can be understood, and a warning for each key whose value cannot be. Null
-    means: not said. Raises for what there is no picture without."""
+def parse_leniently(kind: type[B], body: Mapping[str, Any]) -> tuple[B, list[str]]:
+    """The body as `kind`, and a warning for each key that was left out because its value is not
+    valid. A key with the value null counts as absent. Raises RequestValidationError where the
+    prompt is not valid or a required key is missing."""
     known = {_printable(key): value for key, value in body.items() if value is not None}
     warnings: list[str] = []
     while True:
@@ -181,12 +187,13 @@ def leniently(kind: type[B], body: Mapping[str, Any]) -> tuple[B, list[str]]:
             warnings.append(f"{key} ignored: {first['msg']}.")
 
 
-def unknown(
+def warn_of_unknown(
     extra: Mapping[str, Any] | None, *, harmless: frozenset[str] = frozenset()
 ) -> list[str]:
-    """A warning that names what a body asked that is not understood here, if there is anything."""
-    said = sorted(key for key, value in (extra or {}).items() if value is not None)
-    names = [_printable(name) for name in said if name not in harmless]
+    """At most one warning, which names the keys of a body that the dialect does not know. Not
+    named: keys with the value null, and `harmless` ones, which change nothing about a picture."""
+    present = sorted(key for key, value in (extra or {}).items() if value is not None)
+    names = [_printable(name) for name in present if name not in harmless]
     if not names:
         return []
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
@@ -194,11 +201,13 @@ def unknown(
 
 
 def _printable(name: str) -> str:
+    """A key cut to 60 characters, with what UTF-8 cannot encode (lone surrogates) replaced."""
     return name[:60].encode(errors="replace").decode()
 
 
 def wanted_format(request: Request) -> ImageFormat | None:
-    """The picture format that Accept asks for; png where any will do, None if it asks for none."""
+    """The picture format that the Accept header names; png for any other image type, None where it
+    names no image type."""
     for part in request.headers.get("accept", "").lower().split(","):
         kind, _, name = part.partition(";")[0].strip().partition("/")
         if kind == "image":

@@ -1,6 +1,6 @@
-"""POST /generate as two services had it. One answers in JSON and makes a picture whatever it is
-asked: values are moved inside the limits, and `warnings` says so. The other is told the model by
-model_type, answers with the picture's bytes and is strict."""
+"""POST /generate, a route that two older services had with different contracts. Without model_type:
+lenient (values are moved inside the model's limits, with `warnings`), answered in JSON. With
+model_type, which names the model: strict, answered with the picture's bytes."""
 
 from typing import Any, Literal
 
@@ -16,11 +16,11 @@ from app.faces.face import (
     engine_of,
     finished,
     headers_of,
-    leniently,
+    parse_leniently,
     picture_response,
     status_of,
-    unknown,
     wanted_format,
+    warn_of_unknown,
 )
 from app.pictures import data_uri
 from app.request import ImageFormat, ImageRequest, Resize
@@ -85,8 +85,8 @@ def to_request(body: Body, form: ImageFormat | None) -> ImageRequest:
 async def generate(request: Request, body: dict[str, Any]) -> Response:
     """A picture: JSON with base64, or its bytes if the body has a model_type or Accept asks for an
     image."""
-    known, warnings = leniently(Body, body)
-    warnings += unknown(known.model_extra)
+    known, warnings = parse_leniently(Body, body)
+    warnings += warn_of_unknown(known.model_extra)
     if known.mode == "txt2img" and known.init_image is not None:
         warnings.append("init_image ignored: the mode is txt2img.")
     strict = known.model_type is not None

@@ -1,5 +1,6 @@
-"""POST /hf/{model}, as huggingface_hub's InferenceClient speaks to a model's own address: JSON with
-inputs and parameters, or a picture's bytes; the answer is a picture's bytes. Strict."""
+"""POST /hf/{model}, as huggingface_hub's InferenceClient calls a model by its URL: the body is JSON
+with inputs and parameters, or a picture's bytes; the answer is a picture's bytes. Strict: unknown
+keys and values outside the limits are refused."""
 
 import json
 from typing import Any
@@ -57,28 +58,29 @@ class Body(BaseModel):
 
 
 def to_request(model: str, body: Body | bytes, form: ImageFormat | None) -> ImageRequest:
-    """A text with a `prompt` beside it, or one that is a picture in base64, is a picture."""
-    asked = body.parameters if isinstance(body, Body) else Parameters()
-    prompt, init = asked.prompt, None
+    """`inputs` is the prompt, unless parameters.prompt is given or it decodes to a picture: then it
+    is the picture to start from, in base64."""
+    parameters = body.parameters if isinstance(body, Body) else Parameters()
+    prompt, init = parameters.prompt, None
     if isinstance(body, bytes):
         init = body
     elif prompt is not None or data_uri.is_picture(body.inputs):
         init = data_uri.from_base64(body.inputs, "inputs")
     else:
         prompt = body.inputs
-    size = asked.target_size
+    size = parameters.target_size
     return ImageRequest(
         prompt=prompt,
-        negative_prompt=asked.negative_prompt,
+        negative_prompt=parameters.negative_prompt,
         model=model,
-        width=size.width if size else asked.width,
-        height=size.height if size else asked.height,
-        steps=asked.num_inference_steps,
-        guidance=asked.guidance_scale,
-        sampler=from_diffusers(asked.scheduler) if asked.scheduler else None,
-        seed=asked.seed,
+        width=size.width if size else parameters.width,
+        height=size.height if size else parameters.height,
+        steps=parameters.num_inference_steps,
+        guidance=parameters.guidance_scale,
+        sampler=from_diffusers(parameters.scheduler) if parameters.scheduler else None,
+        seed=parameters.seed,
         init_image=init,
-        strength=asked.strength,
+        strength=parameters.strength,
         format=form,
     )
 
@@ -89,8 +91,8 @@ async def run(request: Request, model: str) -> Response:
     data = await request.body()
     kind = request.headers.get("content-type", "")
     is_json = "json" in kind or data.lstrip()[:1] == b"{"
-    asked = to_request(model, _parse(data) if is_json else data, wanted_format(request))
-    job = await engine_of(request).submit(asked, caller_of(request, face.name))
+    wanted = to_request(model, _parse(data) if is_json else data, wanted_format(request))
+    job = await engine_of(request).submit(wanted, caller_of(request, face.name))
     job, [data] = await finished(request, job)
     return picture_response(job, data, job.warnings)
 
@@ -105,11 +107,12 @@ def _parse(data: bytes) -> Body:
 
 
 def render_error(error: EaselError) -> Response:
-    """The client shows `error`; while a model loads it looks at estimated_time."""
-    words: dict[str, Any] = {"error": error.detail, "error_type": error.code}
+    """The client shows `error` to its user. On 503 `estimated_time` says in how many seconds to
+    retry."""
+    body: dict[str, Any] = {"error": error.detail, "error_type": error.code}
     if isinstance(error, Unavailable):
-        words["estimated_time"] = error.retry_after or 5
-    return JSONResponse(words, status_of(error), headers_of(error))
+        body["estimated_time"] = error.retry_after or 5
+    return JSONResponse(body, status_of(error), headers_of(error))
 
 
 face = Face(name="hub", router=router, paths=("/hf",), render_error=render_error)

@@ -1,5 +1,5 @@
-"""One generation at a time: start it, come back for the results. Every result stays, the
-newest comes first."""
+"""/image/generate and /server/status of an older service: POST starts a generation and answers at
+once, GET lists the results, newest first. One generation at a time: another is refused with 429."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ from app.request import ImageRequest
 NAME = "image_generate"
 BUSY = "The server is not available for a generation now; come back later."
 
-# Whatever means "not now" is 429, the only refusal that the document knows.
+# The older service's document knows one refusal, 429: used for everything that means "not now".
 _STATUS = STATUS | {Busy: 429, Unavailable: 429}
 
 router = APIRouter(tags=["image_generate"])
@@ -74,11 +74,11 @@ async def get_generate(
     page = await engine.jobs(
         JobQuery(face=NAME, limit=limit + 1, before=str(before) if before else None)
     )
-    shown = page[:limit]
-    results = [await to_response(request, job) for job in shown if job.state.ended]
+    listed = page[:limit]
+    results = [await to_response(request, job) for job in listed if job.state.ended]
     headers: dict[str, str] = {}
     if len(page) > limit:
-        headers["Link"] = f'</image/generate?limit={limit}&before={shown[-1].id}>; rel="next"'
+        headers["Link"] = f'</image/generate?limit={limit}&before={listed[-1].id}>; rel="next"'
     return JSONResponse(results, headers=headers)
 
 

@@ -1,4 +1,5 @@
-"""POST /inference: one picture, with the caller's own uid in the answer."""
+"""POST /inference of an older service: one picture in base64; `uid`, the client's name for the
+request, is repeated in the answer. Strict."""
 
 import uuid
 from typing import Any
@@ -20,7 +21,7 @@ from app.faces.face import (
 from app.pictures import data_uri
 from app.request import ImageRequest
 
-NO_GUIDANCE = 1.0  # at this scale only the prompt's own prediction counts
+NO_GUIDANCE = 1.0  # classifier-free guidance at 1 is the prediction for the prompt alone
 
 router = APIRouter(tags=["inference"])
 
@@ -58,7 +59,7 @@ def to_request(body: Body) -> ImageRequest:
         width=body.width,
         height=body.height,
         init_image=init_image,
-        # Every client sends a strength; without an image to keep there is nothing it could change.
+        # Clients send a strength with every request; text to image would refuse it.
         strength=body.strength if init_image is not None else None,
     )
 

@@ -1,5 +1,5 @@
-"""The native API: jobs, their events and their pictures. docs/api.md is its contract; models,
-devices and health are in native_server.py."""
+"""The native API's routes below /jobs: jobs, their events and their pictures. docs/api.md is the
+contract. Models, devices and health are in native_server.py."""
 
 import hashlib
 import json
@@ -65,8 +65,9 @@ async def to_request(body: JobBody, engine: Engine) -> ImageRequest:
 
 
 async def _picture(text: str | None, field: str, engine: Engine) -> bytes | None:
-    """The bytes of a picture in a body. A path of this API names one that is already here, so that
-    the recipe of any job can be posted again as it stands."""
+    """The bytes of a picture in a body: base64, a data URI, or a path of this API such as
+    /jobs/ID/images/0. Recipes name their pictures by such paths and can be posted again as they
+    are."""
     if text is None:
         return None
     if found := _REFERENCE.fullmatch(text):
@@ -133,15 +134,16 @@ async def post_job(
     engine, caller = engine_of(request), caller_of(request, face.name)
     job, idempotency = None, None
     if idempotency_key is not None:
-        # Escaped to ASCII: not every text that JSON can hold is valid Unicode.
-        asked = json.dumps(body.model_dump(), sort_keys=True)
-        digest = hashlib.sha256(asked.encode()).hexdigest()
+        # json.dumps escapes to ASCII: strings in JSON may hold lone surrogates, which UTF-8 cannot.
+        canonical = json.dumps(body.model_dump(), sort_keys=True)
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
         idempotency = Idempotency(key=idempotency_key, digest=digest)
-        # Before the body's pictures are looked up: those of other jobs may be gone by now.
+        # Looked up before the body's pictures are read: a repeated request must find its job even
+        # if the pictures that it refers to were deleted since.
         job = await engine.known(caller, idempotency)
     if job is None:
-        asked_for = await to_request(body, engine)
-        job = await engine.submit(asked_for, caller, Terms(idempotency=idempotency))
+        wanted = await to_request(body, engine)
+        job = await engine.submit(wanted, caller, Terms(idempotency=idempotency))
     headers = {"Location": f"/jobs/{job.id}"}
     seconds = _wait_seconds(prefer)
     if seconds is not None:

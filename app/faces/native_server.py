@@ -1,4 +1,5 @@
-"""The native API: models, devices, health. docs/api.md is its contract; jobs are in native.py."""
+"""The native API's other routes: models, devices, health. docs/api.md is the contract. Jobs are in
+native.py."""
 
 from dataclasses import asdict
 from typing import Any

@@ -1,5 +1,6 @@
-"""OpenAI's images API, and the same under /v3 with the names that OpenVINO Model Server's clients
-use. Strict: what would change the picture and cannot be done is refused."""
+"""OpenAI's images API under /v1, and the same routes under /v3, where clients of OpenVINO Model
+Server look for them. Strict: values outside the limits are refused; unknown keys are named in
+`warnings`."""
 
 import json
 import re
@@ -24,37 +25,37 @@ from app.faces.face import (
     headers_of,
     status_of,
     succeeded,
-    unknown,
-    with_silences,
+    warn_of_unknown,
+    with_keep_alive,
 )
 from app.jobs.job import Job
 from app.pictures import data_uri
 from app.request import ImageFormat, ImageRequest
 
-# Kinds of error as the SDK's users know them: type, and the code where the core's is another one.
-_BAD = ("invalid_request_error", None)
+# OpenAI's type of an error, and its code; None: the code of Easel's own error class.
+_INVALID = ("invalid_request_error", None)
 _ERRORS: dict[type[errors.EaselError], tuple[str, str | None]] = {
-    errors.InvalidRequest: _BAD, errors.TooLarge: _BAD, errors.NotFound: _BAD,
-    errors.MethodNotAllowed: _BAD, errors.Conflict: _BAD,
+    errors.InvalidRequest: _INVALID, errors.TooLarge: _INVALID, errors.NotFound: _INVALID,
+    errors.MethodNotAllowed: _INVALID, errors.Conflict: _INVALID,
     errors.Unauthorized: ("invalid_request_error", "invalid_api_key"),
     errors.UnknownModel: ("invalid_request_error", "model_not_found"),
     errors.QueueFull: ("rate_limit_error", "rate_limit_exceeded"),
     errors.EaselError: ("server_error", None),
 }  # fmt: skip
 _WORTH_A_RETRY = (errors.QueueFull, errors.Unavailable)
-_PARAMS = {  # this dialect's word for a key of the core
+_PARAMS = {  # ImageRequest's field: the key of this dialect that an error names in `param`
     "width": "size", "height": "size", "images": "n", "init_image": "image",
     "steps": "num_inference_steps", "guidance": "guidance_scale",
     "format": "output_format", "quality": "output_compression",
 }  # fmt: skip
-# Read by OpenAI alone: they change nothing about a picture made here.
-_ACCEPTED = frozenset({"quality", "style", "moderation", "user", "safety_identifier"})
+# Keys that only OpenAI's own service acts on: ignored here without a warning.
+_HARMLESS = frozenset({"quality", "style", "moderation", "user", "safety_identifier"})
 
 _routes = APIRouter(tags=["openai"])
 
 
-def _also(*names: str) -> Any:
-    """A field that goes by several names."""
+def _aliases(*names: str) -> Any:
+    """An optional field that may come under any of these keys."""
     return Field(default=None, validation_alias=AliasChoices(*names))
 
 
@@ -65,7 +66,7 @@ class Body(BaseModel):
 
     prompt: str | None = None
     model: str | None = None
-    n: int | None = _also("n", "num_images_per_prompt")
+    n: int | None = _aliases("n", "num_images_per_prompt")
     size: str | None = Field(default=None, pattern=r"^(auto|[0-9]{1,6}x[0-9]{1,6})$")
     response_format: Literal["url", "b64_json"] | None = None
     output_format: ImageFormat | None = None
@@ -74,10 +75,10 @@ class Body(BaseModel):
     input_fidelity: Literal["low"] | None = None
     stream: bool | None = None
     partial_images: int | None = Field(default=None, ge=0, le=3)
-    steps: int | None = _also("num_inference_steps", "steps")
-    guidance: float | None = _also("guidance_scale", "cfg_scale")
+    steps: int | None = _aliases("num_inference_steps", "steps")
+    guidance: float | None = _aliases("guidance_scale", "cfg_scale")
     negative_prompt: str | None = None
-    seed: int | None = _also("seed", "rng_seed")
+    seed: int | None = _aliases("seed", "rng_seed")
     strength: float | None = None
 
 
@@ -151,27 +152,27 @@ async def _answer(request: Request, body: Body, files: dict[str, bytes], kind: s
     if body.stream:
         return EventSourceResponse(_stream(request, body, job, kind))
     job, drawn = await finished(request, job)
-    # A client that names a dall-e model expects addresses, as that model's own service gave.
-    usual = "url" if (body.model or "").startswith("dall-e") else "b64_json"
-    by_url = (body.response_format or usual) == "url"
+    # OpenAI's default: url for dall-e models, b64_json for all others.
+    default = "url" if (body.model or "").startswith("dall-e") else "b64_json"
+    by_url = (body.response_format or default) == "url"
     data = [
         {"url": f"{request.base_url}jobs/{job.id}/images/{n}", "seed": file.seed}
         if by_url
         else {"b64_json": data_uri.to_base64(drawn[n]), "seed": file.seed}
         for n, file in enumerate(job.images)
     ]
-    about = {"created": int(job.created), **_looks(job), **_warnings(body, job)}
-    return JSONResponse(about | {"data": data, "usage": _usage(job)})
+    metadata = {"created": int(job.created), **_picture_facts(job), **_warnings(body, job)}
+    return JSONResponse(metadata | {"data": data, "usage": _usage(job)})
 
 
-def _looks(job: Job) -> dict[str, str]:
+def _picture_facts(job: Job) -> dict[str, str]:
     recipe = job.recipe
     size = f"{recipe.width}x{recipe.height}"
     return {"size": size, "output_format": recipe.format, "background": "opaque"}
 
 
 def _warnings(body: Body, job: Job) -> dict[str, list[str]]:
-    warnings = [*unknown(body.model_extra, harmless=_ACCEPTED), *job.warnings]
+    warnings = [*warn_of_unknown(body.model_extra, harmless=_HARMLESS), *job.warnings]
     return {"warnings": warnings} if warnings else {}
 
 
@@ -192,39 +193,43 @@ def _usage(job: Job) -> dict[str, Any]:
 
 
 async def _stream(request: Request, body: Body, job: Job, kind: str) -> AsyncIterator[bytes]:
-    """Partial images, which are the denoiser's own previews at even distances, then the finished
-    ones."""
+    """Server-sent events: as many previews as `partial_images` says, evenly spread over the steps,
+    then the finished pictures, or one error event. Comments keep the connection open meanwhile."""
     engine = engine_of(request)
-    wanted = body.partial_images or 0
+    partial_images = body.partial_images or 0
     sent = 0
-    about: dict[str, Any] = {**_looks(job), "created_at": int(job.created), "quality": "auto"}
+    metadata: dict[str, Any] = {
+        **_picture_facts(job),
+        "created_at": int(job.created),
+        "quality": "auto",
+    }
     try:
-        events = with_silences(engine.events(job.id))
+        events = with_keep_alive(engine.events(job.id))
         with engine.waiting(job.id):
             async for event in events:
                 if event is None:
                     yield KEEPALIVE_COMMENT
                     continue
                 job = event.job
-                due = (sent + 1) / (wanted + 1)
-                if event.preview and sent < wanted and job.progress.fraction >= due:
+                due = (sent + 1) / (partial_images + 1)
+                if event.preview and sent < partial_images and job.progress.fraction >= due:
                     yield _event(
                         f"{kind}.partial_image",
                         # A preview is a small JPEG, whatever the finished picture will be.
-                        {**about, "output_format": "jpeg"},
+                        {**metadata, "output_format": "jpeg"},
                         b64_json=data_uri.to_base64(event.preview),
                         partial_image_index=sent,
                     )
                     sent += 1
-        about |= {"usage": _usage(job), **_warnings(body, job)}
+        metadata |= {"usage": _usage(job), **_warnings(body, job)}
         for picture in await engine.pictures(succeeded(job)):
-            yield _event(f"{kind}.completed", about, b64_json=data_uri.to_base64(picture))
+            yield _event(f"{kind}.completed", metadata, b64_json=data_uri.to_base64(picture))
     except errors.EaselError as error:
         yield format_sse_event(event="error", data_str=json.dumps(_error(error)))
 
 
-def _event(kind: str, about: dict[str, Any], **more: Any) -> bytes:
-    return format_sse_event(event=kind, data_str=json.dumps({"type": kind, **about, **more}))
+def _event(kind: str, metadata: dict[str, Any], **more: Any) -> bytes:
+    return format_sse_event(event=kind, data_str=json.dumps({"type": kind, **metadata, **more}))
 
 
 @_routes.get("/models")
@@ -248,12 +253,13 @@ def _model(name: str) -> dict[str, Any]:
 def _error(error: errors.EaselError) -> dict[str, Any]:
     kind, code = entry_for(error, _ERRORS)
     param = _PARAMS.get(error.field, error.field) if error.field else None
-    words = {"message": error.detail, "type": kind, "code": code or error.code, "param": param}
-    return {"error": words}
+    body = {"message": error.detail, "type": kind, "code": code or error.code, "param": param}
+    return {"error": body}
 
 
 def render_error(error: errors.EaselError) -> Response:
-    """The SDK repeats 409 and 5xx by itself; only where that can help it is told to."""
+    """By itself the SDK retries 409, 429 and 5xx. The header x-should-retry overrides that: true
+    only for a full queue and for a service or model that is not ready yet."""
     retry = "true" if isinstance(error, _WORTH_A_RETRY) else "false"
     headers = {**headers_of(error), "x-should-retry": retry}
     return JSONResponse(_error(error), status_of(error), headers)

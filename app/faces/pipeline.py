@@ -1,5 +1,5 @@
-"""The routes of the original service (one pipeline, one run at a time), over the same jobs as
-everything else."""
+"""The /pipeline routes of the service that Easel supersedes: one run at a time, and its state. A
+run is an ordinary job; "the last run" is the newest job that came through this face."""
 
 from typing import Annotated, Any
 
@@ -57,7 +57,7 @@ def to_request(body: RunBody) -> ImageRequest:
 
 
 async def _last(request: Request) -> Job | None:
-    """The last run of this face. The records remember it, also over a restart."""
+    """The newest job of this face, from the job records, so that a restart does not forget it."""
     jobs = await engine_of(request).jobs(JobQuery(face=NAME, limit=1))
     return jobs[0] if jobs else None
 

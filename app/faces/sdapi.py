@@ -1,6 +1,6 @@
-"""AUTOMATIC1111's API: pictures, and how far they are. Lenient: its clients send some 45 keys with
-every request, so that what cannot be done is left out and told in `info`, under `warnings`. What
-its clients ask about the server itself is in sdapi_server.py."""
+"""AUTOMATIC1111's API: txt2img, img2img, progress, interrupt. Lenient, as its clients send some 45
+keys with every request: what cannot be done is left out and named in `info`, under `warnings`. Its
+routes about the server and about existing pictures are in sdapi_server.py."""
 
 import json
 import time
@@ -18,9 +18,9 @@ from app.faces.face import (
     engine_of,
     finished,
     headers_of,
-    leniently,
+    parse_leniently,
     status_of,
-    unknown,
+    warn_of_unknown,
 )
 from app.jobs.job import Job, JobState
 from app.pictures import data_uri
@@ -31,13 +31,14 @@ from app.samplers import from_title, title_of
 NAME = "sdapi"
 _RESIZE: dict[int, Resize] = {0: "stretch", 1: "crop", 2: "pad"}
 _FORMATS: dict[str, ImageFormat] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
-# Keys that change nothing here, or nothing by themselves.
+# Keys that change nothing here, or only together with another key: ignored without a warning.
 _HARMLESS = frozenset(
     """url auth subseed s_tmax script_args save_images do_not_save_samples do_not_save_grid
     image_cfg_scale include_init_images sampler_index infotext refiner_switch_at comments
     disable_extra_networks firstphase_width firstphase_height latent_mask""".split()  # noqa: SIM905
 )
-# Keys that would change the picture, unless they say that they are off.
+# Keys of features that Easel lacks, with the values that mean the feature is off. Such a value is
+# ignored without a warning.
 _OFF: dict[str, tuple[Any, ...]] = {
     "enable_hr": (False,), "restore_faces": (False,), "tiling": (False,), "styles": ([],),
     "subseed_strength": (0,), "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1),
@@ -117,7 +118,7 @@ def to_request(body: Body, settings: dict[str, Any], warnings: list[str]) -> Ima
 @router.post("/sdapi/v1/img2img")
 async def generate(request: Request, body: dict[str, Any]) -> Response:
     engine = engine_of(request)
-    known, warnings = leniently(Body, body)
+    known, warnings = parse_leniently(Body, body)
     from_picture = request.url.path.endswith("img2img")
     if from_picture and not known.init_images:
         raise errors.InvalidRequest("init_images is empty.", field="init_images")
@@ -125,14 +126,14 @@ async def generate(request: Request, body: dict[str, Any]) -> Response:
         known = known.model_copy(update={"init_images": [], "mask": None})
         warnings.append("init_images ignored: txt2img starts from none.")
     settings = dict(known.override_settings)
-    asked = to_request(known, settings, warnings)
+    wanted = to_request(known, settings, warnings)
     rest = (known.model_extra or {}) | settings
     off = {key for key in rest if key.startswith("hr_") or rest[key] in _OFF.get(key, ())}
-    warnings += unknown(rest, harmless=_HARMLESS | off)
-    if asked.model and not known.override_settings_restore_afterwards:
-        await engine.load(asked.model)
+    warnings += warn_of_unknown(rest, harmless=_HARMLESS | off)
+    if wanted.model and not known.override_settings_restore_afterwards:
+        await engine.load(wanted.model)
     terms = Terms(lenient=True, tag=known.force_task_id)
-    job = await engine.submit(asked, caller_of(request, NAME), terms)
+    job = await engine.submit(wanted, caller_of(request, NAME), terms)
     try:
         job, files = await finished(request, job)
     except errors.JobCanceled:
@@ -143,7 +144,8 @@ async def generate(request: Request, body: dict[str, Any]) -> Response:
         "parameters": known.model_dump(include=set(Body.model_fields) - {"init_images", "mask"}),
         "info": json.dumps(to_info(job, [*warnings, *job.warnings], known)),
     }
-    # ASCII: what callers wrote is told back, and not all of it need be valid Unicode.
+    # json.dumps escapes to ASCII: the answer repeats the client's strings, and those may hold lone
+    # surrogates, which JSONResponse cannot encode.
     return Response(json.dumps(answer), media_type="application/json")
 
 
@@ -176,7 +178,7 @@ def _timestamp(seconds: float) -> str:
 
 
 def _current(request: Request) -> Job | None:
-    """The caller's own job that runs, or else that is next."""
+    """The caller's running job of this face, or else the queued one that comes next."""
     return next(iter(engine_of(request).active(caller_of(request, NAME))), None)
 
 
@@ -221,8 +223,8 @@ async def interrupt(request: Request) -> dict[str, Any]:
 
 
 def render_error(error: errors.EaselError) -> Response:
-    words = {"error": error.code, "detail": error.detail, "body": "", "errors": error.detail}
-    return JSONResponse(words, status_of(error), headers_of(error))
+    body = {"error": error.code, "detail": error.detail, "body": "", "errors": error.detail}
+    return JSONResponse(body, status_of(error), headers_of(error))
 
 
 face = Face(name=NAME, router=router, paths=("/sdapi", "/internal"), render_error=render_error)

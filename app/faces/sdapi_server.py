@@ -1,5 +1,5 @@
-"""AUTOMATIC1111's API: what its clients ask about the server and its tasks, and what they have done
-to pictures beside generating them. Their errors are rendered by sdapi.py, whose paths these are."""
+"""AUTOMATIC1111's API: models, options, samplers, tasks, and routes that read or enlarge a picture.
+Owns no paths: sdapi.py owns /sdapi and /internal, and so renders the errors of these routes."""
 
 import asyncio
 import json
@@ -11,13 +11,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.faces.face import Face, caller_of, engine_of, leniently, problem, unknown
+from app.faces.face import Face, caller_of, engine_of, parse_leniently, problem, warn_of_unknown
 from app.jobs.job import JobQuery, JobState
 from app.pictures import codec, data_uri
 from app.pictures.transform import enlarge
 from app.samplers import title_of
 
-# What there is none of, or only this of.
+# Answers that never change: lists of features that Easel lacks or has in one form only.
 _UPSCALERS = ("None", "Lanczos", "Nearest")
 _FIXED: dict[str, Any] = {
     "upscalers": [
@@ -39,12 +39,12 @@ _FIXED: dict[str, Any] = {
 router = APIRouter(tags=["sdapi"])
 
 
-def _always(value: Any) -> Callable[[], Any]:
+def _endpoint_for(value: Any) -> Callable[[], Any]:
     return lambda: value
 
 
 for _name, _value in _FIXED.items():
-    router.add_api_route(f"/sdapi/v1/{_name}", _always(_value), name=_name)
+    router.add_api_route(f"/sdapi/v1/{_name}", _endpoint_for(_value), name=_name)
 
 
 class Extra(BaseModel):
@@ -60,7 +60,8 @@ class Extra(BaseModel):
 
 
 def _json(content: Any) -> Response:
-    # ASCII: texts of pictures are told back, and not all of them need be valid Unicode.
+    # json.dumps escapes to ASCII: texts inside pictures may hold lone surrogates, which
+    # JSONResponse cannot encode.
     return Response(json.dumps(content), media_type="application/json")
 
 
@@ -114,10 +115,10 @@ async def png_info(body: dict[str, Any]) -> Response:
 @router.post("/sdapi/v1/extra-single-image")
 async def extra_single_image(body: dict[str, Any]) -> Response:
     """A larger picture, by plain resampling."""
-    known, warnings = leniently(Extra, body)
+    known, warnings = parse_leniently(Extra, body)
     off = {key for key, value in (known.model_extra or {}).items() if value in (0, "None")}
     harmless = {"show_extras_results", "upscale_first", "codeformer_weight"}
-    warnings += unknown(known.model_extra, harmless=frozenset(harmless | off))
+    warnings += warn_of_unknown(known.model_extra, harmless=frozenset(harmless | off))
     if known.upscaler_1 not in _UPSCALERS:
         warnings.append("upscaler_1 set to Lanczos: the others are not here.")
     size = (known.upscaling_resize_w, known.upscaling_resize_h) if known.resize_mode == 1 else None

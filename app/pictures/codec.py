@@ -1,5 +1,5 @@
 """Picture files to pixels and back: safe decoding of what callers send; PNG, JPEG and WebP with the
-recipe inside.
+recipe inside. Knows no paths.
 
 Pillow only, no numpy, so that the API process stays small.
 """
@@ -23,7 +23,7 @@ _READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
 
 
 def open_image(data: bytes, field: str) -> Image.Image:
-    """A decoded picture from untrusted bytes, upright, first frame; raises InvalidRequest in words.
+    """A decoded picture from untrusted bytes, upright, first frame; raises InvalidRequest.
 
     The size is read from the header before a pixel is decoded, so that a small file cannot fill
     memory.

@@ -1,4 +1,5 @@
-"""Pictures as text, as JSON carries them: base64, bare or in a data URI. Decodes no pixel."""
+"""Pictures as JSON carries them: base64, plain or in a data URI. Knows their bytes, not their
+pixels."""
 
 import base64
 import binascii
@@ -27,7 +28,7 @@ def from_base64(text: str, field: str) -> bytes:
 
 
 def is_picture(text: str) -> bool:
-    """Whether a text is a picture in base64 or a data URI, told by its first bytes."""
+    """Whether a text is base64 or a data URI that begins with the signature of a picture format."""
     start = "".join(text.partition(",")[2 if text.startswith("data:") else 0][:64].split())
     try:
         return has_picture_signature(base64.b64decode(start[: len(start) // 4 * 4], validate=True))
@@ -44,5 +45,5 @@ def to_data_uri(data: bytes, media_type: str) -> str:
 
 
 def has_picture_signature(data: bytes) -> bool:
-    """Whether a file begins like a picture of the usual formats."""
+    """Whether the first bytes are those of a PNG, WebP, GIF, JPEG or BMP file."""
     return data.startswith(_SIGNATURES)

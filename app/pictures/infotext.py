@@ -1,6 +1,5 @@
-"""AUTOMATIC1111's parameters text: the recipe of a picture as the text that lies inside its file.
-
-Written and read; knows no picture format but where each keeps the text.
+"""AUTOMATIC1111's "infotext": the recipe of a picture as text inside its file. Writes it, parses
+it, and finds it in a picture that was read; codec.py puts it into files.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""The pictures a request starts from: decoded safely, checked against each other and fitted to the
-recipe; where only a part of one is drawn, cut out and put back. Knows bytes and pixels, no files on
-a disk."""
+"""The init_image and mask of a request: decoded, checked against each other, and fitted to the
+recipe's size. With a mask_padding the region around the mask is cut out, drawn and put back. Knows
+bytes and pixels, no paths."""
 
 import io
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from app.request import ImageRequest, Recipe
 def open_inputs(request: ImageRequest) -> dict[str, Image]:
     """The decoded init_image and mask of a request, those it has; raises InvalidRequest."""
     if request.init_image is None:
-        return {}  # a mask alone is refused with the other limits
+        return {}  # a mask without an init_image is refused by Model.complete
     init = codec.open_image(request.init_image, "init_image")
     if request.mask is None:
         return {"init_image": init}
@@ -49,8 +49,8 @@ def fit_inputs(
 
 
 def read_inputs(recipe: Recipe, files: Mapping[str, bytes]) -> tuple[Image | None, Image | None]:
-    """What the pipeline starts from, of the files that `fit_inputs` made: init_image and mask at
-    the recipe's width x height. With a mask_padding that is the region around the mask, enlarged.
+    """The init_image and mask for the pipeline, at the recipe's width x height, from the files that
+    `fit_inputs` made. With a mask_padding only the region around the mask, scaled to that size.
     """
     init, mask = _opened(recipe, files)
     if init is None or mask is None or recipe.mask_padding is None:

@@ -1,5 +1,4 @@
-"""Pictures changed in their pixels: colours, masks, sizes. Reads and writes no file formats but
-through codec.py."""
+"""Changes the pixels of pictures: colours, masks, sizes. Knows no file formats; codec.py does."""
 
 from PIL import Image, ImageFilter, ImageOps
 
@@ -20,8 +19,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_mask(image: Image.Image, means: MaskMeans = "white", blur: int = 0) -> Image.Image:
-    """A greyscale mask, white = repaint, of one in which white, black or transparent means so; one
-    without transparency means white. `blur` is the standard deviation of its soft edge, pixels."""
+    """A greyscale mask in which white means repaint. `means` says what means repaint in `image`;
+    "transparent" is taken as "white" where there is no transparency. `blur` is the standard
+    deviation of a Gaussian blur, in pixels."""
     if means == "transparent" and ("A" in image.getbands() or "transparency" in image.info):
         mask = ImageOps.invert(image.convert("RGBA").getchannel("A"))
     else:
@@ -54,8 +54,8 @@ def enlarge(
     crop: bool,
     smooth: bool,
 ) -> bytes:
-    """A picture file as a PNG `factor` times as large, or, given a `size`, as large as that, its
-    proportions kept: `crop` fills it and cuts off the rest, otherwise it is reached by one side."""
+    """A picture file resized to a PNG, its proportions kept: `factor` times as large, or, given a
+    `size`, either filling it and cropped (`crop`) or fitting inside it."""
     picture = to_rgb(open_image(data, field))
     width, height = picture.size
     if size is not None:
