@@ -1,6 +1,5 @@
-"""Tries a device out: loads what is installed for it, draws, cancels, loads anew, and tells.
-
-For people with new hardware in their hands; needs no server. Names no device and no model.
+"""Tries a device out (`devices --check`): loads each installed model that runs on it, draws,
+cancels, loads again, and yields a finding for each. Prints nothing; names no device and no model.
 """
 
 import asyncio
@@ -25,34 +24,34 @@ from app.workers.outcome import Outcome
 from app.workers.worker import Worker, WorkerOptions
 
 PROMPT = "a photograph of a red fox in the snow, highly detailed"
-ROUNDS = 5  # pictures whose times are measured, after one that warms up
-CANCEL_WITHIN = 0.05  # seconds beyond one step
+ROUNDS = 5  # pictures that are timed; those drawn before have warmed the device up
+CANCEL_WITHIN = 0.05  # seconds that a cancel may take beyond one step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line: what was tried, whether it went well, figures or the reason."""
+    """One line of the report. `detail` has the figures, or the reason why it is not `ok`."""
 
     what: str
-    well: bool
+    ok: bool
     detail: str
 
 
 class Failure(Exception):
-    """A check that did not go well, in words."""
+    """A check failed; the message says why."""
 
 
 async def check(settings: Settings, catalog: Catalog, device: str) -> AsyncIterator[Finding]:
-    """The findings about a device, each as soon as it is there."""
+    """The findings about a device, each yielded as soon as it is known."""
     absent = await Devices().why_absent(device)
-    yield Finding(what=device, well=absent is None, detail=absent or "is there")
+    yield Finding(what=device, ok=absent is None, detail=absent or "is there")
     if absent is not None:
         return
     models = [model for model in catalog if model.supports(device) and model.installed]
     if not models:
         names = ", ".join(model.name for model in catalog if model.supports(device)) or "none"
         detail = f"no model for {device} is installed; there are: {names}"
-        yield Finding(what="models", well=False, detail=detail)
+        yield Finding(what="models", ok=False, detail=detail)
     for model in models:
         async for finding in _check_model(settings, model, device):
             yield replace(finding, what=f"{model.name}: {finding.what}")
@@ -78,22 +77,22 @@ async def _check_model(settings: Settings, model: Model, device: str) -> AsyncIt
                     detail = await attempt()
             except TimeoutError:
                 detail = f"nothing came of it in {settings.stall_timeout:g} s (STALL_TIMEOUT)"
-                yield Finding(what=what, well=False, detail=detail)
+                yield Finding(what=what, ok=False, detail=detail)
                 return
             except (EaselError, Failure) as error:
-                yield Finding(what=what, well=False, detail=str(error))
+                yield Finding(what=what, ok=False, detail=str(error))
                 if not trial.loaded:
                     return
             else:
                 if detail is not None:
-                    yield Finding(what=what, well=True, detail=detail)
+                    yield Finding(what=what, ok=True, detail=detail)
     finally:
         await trial.end()
 
 
 class Trial:
-    """One model on one device. Each check answers its figures, None where it does not apply, or
-    raises Failure."""
+    """One model on one device. Each check returns its figures, or None where it does not apply to
+    the model; it raises Failure or EaselError where it fails."""
 
     def __init__(self, options: WorkerOptions, model: Model, device: str) -> None:
         self._options = options
@@ -102,7 +101,7 @@ class Trial:
         self._worker: Worker | None = None
         self._recipe, _ = model.complete(ImageRequest(prompt=PROMPT, seed=1))
         self._first = b""
-        self._step = 0.0  # seconds
+        self._step = 0.0  # seconds of one denoising step
 
     @property
     def loaded(self) -> bool:

@@ -1,76 +1,64 @@
-"""A picture without a server: one worker, one request, a progress bar, a file."""
+"""The command `generate`: its options, and the ImageRequest they make. draw.py does the work and is
+imported only when the command runs."""
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+import typer
 
-from app.errors import InvalidRequest, NotInstalled
-from app.models.catalog import Catalog
-from app.models.source import find
-from app.preparation import prepare
-from app.request import FORMATS, ImageFormat, ImageRequest
-from app.settings import Settings
-from app.workers.message import Run
-from app.workers.outcome import Outcome
-from app.workers.placement import device_for
-from app.workers.worker import Worker, WorkerOptions
+from app.commands import terminal
 
 
-async def draw(
-    settings: Settings, catalog: Catalog, request: ImageRequest, output: Path, device: str | None
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Where the picture goes; its ending says the format."),
+    ] = Path("easel.png"),
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Default: MODEL, else demo.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", "-d", help="Default: DEVICE, else CPU.")
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option("--negative", help="What it should not show.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How strictly the prompt is followed.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture.")] = None,
+    images: Annotated[int, typer.Option("--images", "-n", help="How many pictures.")] = 1,
+    sampler: Annotated[str | None, typer.Option(help="One of the model's samplers.")] = None,
+    init: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How far from it, 0 to 1.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="White where --init is to be repainted.")
+    ] = None,
 ) -> None:
-    """Makes the request's pictures in `output`; several get -1, -2, ... before the ending."""
-    reference = request.model or settings.model
-    model = find(reference, catalog)
-    if model is None:
-        raise NotInstalled(
-            f"{reference} is not installed; `python -m app install {reference}` installs it."
+    """Make a picture without a server."""
+    from app.commands.draw import draw
+    from app.request import ImageRequest
+
+    settings = terminal.settings()
+    with terminal.errors_in_one_line():
+        request = ImageRequest(
+            prompt=prompt,
+            negative_prompt=negative,
+            model=model,
+            width=width,
+            height=height,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            images=images,
+            sampler=sampler,
+            init_image=init.read_bytes() if init else None,
+            strength=strength,
+            mask=mask.read_bytes() if mask else None,
         )
-    model.require_installed()
-    request = replace(request, format=_format(output))
-    if not output.parent.is_dir():
-        raise InvalidRequest(f"There is no folder {output.parent}.")
-    prepared = await prepare(request, model)
-    recipe = prepared.recipe
-    device = device_for(model, settings, device)
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(),
-        console=console,
-    ) as progress:
-        bar = progress.add_task(f"loading {model.name} on {device}", total=None)
-        worker = await Worker.start(model, device, WorkerOptions.of(settings))
-        try:
-            total = recipe.steps * recipe.images
-            progress.update(bar, description="drawing", completed=0, total=total)
-
-            def on_step(step: int, steps: int) -> None:
-                progress.update(bar, completed=step, total=steps)
-
-            order = Run(job="picture", recipe=recipe, inputs=prepared.inputs)
-            outcome = Outcome(worker, order, on_step)
-            drawn = await outcome.drawn
-            encoded = await outcome.encoded
-            progress.update(bar, description="drawn", completed=total, total=total)
-        finally:
-            await asyncio.shield(worker.stop())
-    for n, data in enumerate(encoded.pictures):
-        path = output if recipe.images == 1 else output.with_stem(f"{output.stem}-{n + 1}")
-        path.write_bytes(data)
-        console.print(f"{path}  seed {recipe.image_seed(n)}", highlight=False, soft_wrap=True)
-    for warning in (*prepared.warnings, *getattr(drawn, "warnings", ())):
-        console.print(f"note: {warning}", highlight=False, soft_wrap=True)
-
-
-def _format(output: Path) -> ImageFormat:
-    ending = output.suffix.lower().removeprefix(".").replace("jpg", "jpeg")
-    for known in FORMATS:
-        if ending == known:
-            return known
-    raise InvalidRequest(f"{output.name} should end in .png, .jpg or .webp.")
+        asyncio.run(draw(settings, terminal.catalog(settings), request, output, device))
