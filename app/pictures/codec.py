@@ -99,6 +99,6 @@ def _parameters_for_exif(recipe: Recipe, seed: int) -> str:
     text = parameters(recipe, seed)
     if len(text) <= LONGEST_EXIF // 4:  # four bytes a character at most
         return text
-    half = LONGEST_EXIF // 9
+    half = LONGEST_EXIF // 9  # characters of either prompt: 8/9 at 4 bytes each; 1/9 for the pairs
     negative = recipe.negative_prompt[:half] if recipe.negative_prompt else None
     return parameters(replace(recipe, prompt=recipe.prompt[:half], negative_prompt=negative), seed)
