@@ -43,52 +43,69 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    model: str = Field(default="demo", description="the model to serve: a name or alias")
+    model: str = Field(
+        default="demo",
+        description="name or alias of the model to serve; a hub repository (`owner/name`) or a path "
+        "will do as well",
+    )
     device: str = Field(
-        default="CPU", description="where it runs: CPU, GPU, GPU.1, NPU, AUTO, AXERA"
+        default="CPU",
+        description="the device it runs on: `CPU`, `GPU`, `GPU.1`, `NPU`, `AUTO` or `AXERA`",
     )
     host: str = Field(default="127.0.0.1", description="the address to listen on")
-    port: int = Field(default=8100, ge=0, le=65535, description="the port to listen on")
+    port: int = Field(
+        default=8100, ge=0, le=65535, description="the port to listen on; 0: any free one"
+    )
     data_dir: Path = Field(
         default=Path("data"),
         validation_alias=AliasChoices("DATA_DIR", "OUTPUT_DIR"),
-        description="jobs, pictures, weights, compiled models",
+        description="the folder for job records, pictures, installed models and compiled models",
     )
     models_path: Annotated[tuple[Path, ...], NoDecode] = Field(
-        default=(), description="more folders that hold family folders, separated by `:`"
+        default=(), description="more folders in which to look for family folders, separated by `:`"
     )
     model_aliases: Annotated[dict[str, str], NoDecode] = Field(
         default={},
-        description="other names for models, as OUTSIDE=MODEL separated by commas",
+        description="other names for models, as `OUTSIDE=MODEL` separated by commas",
     )
     queue_limit: int = Field(
-        default=64, ge=1, description="jobs that may wait; one more is refused"
+        default=64, ge=1, description="how many jobs may wait; further ones are refused with 429"
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
-        description="keys that callers must show, separated by commas; none: everybody may call",
+        description="keys of which callers must send one, separated by commas; without any, "
+        "everybody may call",
     )
     generation_auth_key: SecretStr | None = Field(
-        default=None, description="another name for one API key"
+        default=None, description="one more API key, under the name that the former service used"
     )
     api_key_file: Path | None = Field(
-        default=None, description="a file with API keys, one a line; # begins a comment"
+        default=None,
+        description="a file with more API keys, one per line; lines that begin with # are comments",
     )
     hf_token: SecretStr | None = Field(
         default=None,
         validation_alias=AliasChoices("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
-        description="the hub's token, for models whose licence must be accepted",
+        description="the token for the model hub, for models whose licence must be accepted there",
     )
-    hf_token_file: Path | None = Field(default=None, description="a file with the hub's token")
+    hf_token_file: Path | None = Field(
+        default=None,
+        description="a file with the token for the model hub, used where `HF_TOKEN` is not set",
+    )
     convert_venv: Path = Field(
         default=Path(__file__).resolve().parent.parent / ".venv-convert",
-        description="the environment that converts checkpoints; made when one is first needed",
+        description="the Python environment that converts checkpoints; made when one is first "
+        "needed",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="DEBUG, INFO, WARNING or ERROR; prompts appear at DEBUG only"
+        default="INFO",
+        description="`DEBUG`, `INFO`, `WARNING` or `ERROR`; prompts are logged at `DEBUG` only",
     )
     grace: float = Field(
-        default=25, ge=0, description="seconds a running job gets to finish after SIGTERM"
+        default=25,
+        ge=0,
+        description="seconds a running job gets to finish after SIGTERM before it goes back to the "
+        "queue",
     )
     cancel_timeout: float = Field(
         default=60,
@@ -96,15 +113,19 @@ class Settings(BaseSettings):
         description="seconds a canceled job gets to stop before its worker is killed",
     )
     cancel_on_disconnect: bool = Field(
-        default=True, description="whether a job ends when the client that waits for it hangs up"
+        default=True,
+        description="whether a job is canceled when the client that waits for it disconnects",
     )
     retry_window: float = Field(
         default=5,
         ge=0,
-        description="seconds in which the same request of the OpenAI dialect counts as a retry",
+        description="seconds in which an identical request to the OpenAI routes gets the same job "
+        "instead of a new one",
     )
     stall_timeout: float = Field(
-        default=900, gt=0, description="seconds without a step after which a worker counts as hung"
+        default=900,
+        gt=0,
+        description="seconds without a step after which a worker is taken for hung and killed",
     )
     load_timeout: float = Field(
         default=1800,
@@ -112,31 +133,38 @@ class Settings(BaseSettings):
         description="seconds a pipeline gets to load before its worker is killed",
     )
     starvation: float = Field(
-        default=30, ge=0, description="seconds a job may be passed over by jobs of the loaded model"
+        default=30,
+        ge=0,
+        description="seconds a job may be passed over by later jobs whose model is loaded already",
     )
     threads: int = Field(
         default=0, ge=0, description="inference threads on the CPU; 0: the runtime decides"
     )
     machine_size: Literal["big", "medium", "little", "tiny"] | None = Field(
         default=None,
-        description="memory budget, weight format, warm pipelines; default: by the memory",
+        description="`big`, `medium`, `little` or `tiny`: sets the memory budget, the weight format "
+        "and how many pipelines stay loaded; by default chosen by the machine's memory",
     )
     idle_unload: float = Field(
         default=0,
         ge=0,
-        description="seconds without a job after which a pipeline's memory is freed; 0: never",
+        description="seconds without a job after which a pipeline is unloaded until the next job "
+        "needs it; 0: never",
     )
     memory_budget: int = Field(
         default=0,
         ge=0,
-        description="MB that loaded pipelines may take; 0: by the size of the machine",
+        description="MB of memory that loaded pipelines may take; 0: by `MACHINE_SIZE`",
     )
     min_free_disk: int = Field(
-        default=100, ge=0, description="MB that must be free under DATA_DIR for a new job"
+        default=100,
+        ge=0,
+        description="MB that must be free under `DATA_DIR` for a new job to be accepted",
     )
     database_url: str | None = Field(
         default=None,
-        description="SQLAlchemy address of the job records; default: SQLite in DATA_DIR",
+        description="SQLAlchemy URL of the database for job records; by default SQLite in "
+        "`DATA_DIR`",
     )
 
     @field_validator("models_path", mode="before")

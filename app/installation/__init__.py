@@ -1,4 +1,5 @@
 """Getting a model's weights: from the hub or a file, converted where needed, whole or not at all.
 
-Runs in a process of its own; the service only starts it and hears how far it is (child.py).
+Runs in a process of its own, which the service starts and whose progress it reads (child.py), so
+that the service loads neither the hub's client nor a converter. Does not know jobs or workers.
 """

@@ -1,8 +1,6 @@
-"""An installation as the service sees it: a child process that tells of its progress in lines of
-JSON.
+"""Starts an installation as a child process and reads its progress, a JSON object per line.
 
-The API process stays free of the hub's client, and whatever happens to the child does not happen to
-it.
+So the API process never loads the hub's client, and survives whatever ends the child.
 """
 
 import asyncio
@@ -19,11 +17,11 @@ _ERRORS = {error.code: error for error in (Busy, InstallFailed, UnknownModel)}
 
 
 async def install(reference: str, on_progress: Callable[[dict[str, Any]], None]) -> None:
-    """Installs a model; `on_progress` hears progress.py's figures. Canceled, the child ends and
-    keeps what came.
+    """Installs a model; `on_progress` is called with the fields of progress.Progress. When this is
+    canceled the child is killed; what it has downloaded stays for the next time.
 
-    The child reads the same settings from the environment, the token among them. Raises what the
-    installer raises: InstallFailed, UnknownModel, Busy.
+    The child reads the settings, the hub's token among them, from the same environment. Raises
+    InstallFailed, UnknownModel and Busy, as the installer does.
     """
     command = [sys.executable, "-m", "app.installation.command", reference, "--json"]
     child = await asyncio.create_subprocess_exec(
@@ -34,27 +32,27 @@ async def install(reference: str, on_progress: Callable[[dict[str, Any]], None])
         cwd=HOME,
     )
     assert child.stdout is not None and child.stderr is not None
-    noise = asyncio.ensure_future(_last(child.stderr))
+    errors = asyncio.ensure_future(_last(child.stderr))
     failure: dict[str, Any] = {}
     try:
         async for line in child.stdout:
             with contextlib.suppress(ValueError):
-                told: dict[str, Any] = json.loads(line)
-                if told.get("state") == "failed":
-                    failure = told
+                report: dict[str, Any] = json.loads(line)
+                if report.get("state") == "failed":
+                    failure = report
                 else:
-                    on_progress(told)
+                    on_progress(report)
         status = await child.wait()
-        words = await noise
+        last_line = await errors
     finally:
-        noise.cancel()
+        errors.cancel()
         if child.returncode is None:
             child.kill()
             await child.wait()
     if failure:
         raise _ERRORS.get(failure["code"], InstallFailed)(failure["detail"])
     if status != 0:
-        raise InstallFailed(f"The installer ended with status {status}. {words}".strip())
+        raise InstallFailed(f"The installer ended with status {status}. {last_line}".strip())
 
 
 async def _last(stream: asyncio.StreamReader) -> str:

@@ -1,4 +1,5 @@
-"""The command that installs a model: a progress bar for a person, JSON lines for a program.
+"""The command that installs a model: its options, and progress as a bar, log lines or JSON lines.
+What installing takes is known by installer.py.
 
 `python -m app.installation.command NAME --json` is what the service starts;
 `python -m app install NAME` what people type.
@@ -31,7 +32,7 @@ from app.models import source
 from app.models.catalog import CatalogError
 from app.settings import Settings, SettingsError, read_settings
 
-_SAY_EVERY = 15.0  # seconds, where there is no terminal
+_REPORT_EVERY = 15.0  # seconds, where there is no terminal
 
 
 def command(
@@ -67,46 +68,69 @@ def command(
 ) -> None:
     """Install a model: download it, convert it where needed, check it."""
     try:
-        settings = read_settings()
-        with _teller(as_json) as teller:
-            catalog = source.open_catalog(settings)
-            if family:
-                found = source.find(model, catalog)
-                print(found.folder if found else "")
-                return
-            installer = Installer(
-                catalog,
-                _models_dir(settings),
-                settings.convert_venv,
-                weight_format=Machine.of(settings).weight_format,
-                token=settings.token(),
-                on_progress=teller,
+        with _reporter(as_json) as reporter:
+            detail = _perform(
+                model,
+                weight_format,
+                again=again,
+                verify=verify,
+                remove=remove,
+                family=family,
+                on_progress=reporter,
             )
-            if remove:
-                freed = installer.remove(model)
-                detail = f"{model} is removed; {freed / 1e9:.1f} GB are free again."
-            elif verify:
-                if wrong := installer.verify(model):
-                    _fail(
-                        f"{len(wrong)} files of {model} are not what was installed: "
-                        f"{', '.join(wrong[:5])}. `python -m app install {model} --again` gets "
-                        "them anew.",
-                        "damaged",
-                        as_json,
-                    )
-                detail = f"{model} is what was installed."
-            else:
-                folder = installer.install(model, weight_format, again=again)
-                detail = f"{model} is installed in {folder}."
+    except _Damaged as error:
+        _fail(str(error), "damaged", as_json)
     except EaselError as error:
         _fail(error.detail, error.code, as_json)
     except (CatalogError, SettingsError) as error:
         _fail(str(error), "install_failed", as_json)
     except KeyboardInterrupt:
         print(f"Stopped. `python -m app install {model}` goes on from here.", file=sys.stderr)
-        os._exit(130)  # threads may still wait for bytes
-    if not as_json:
+        os._exit(130)  # without waiting for download threads that wait for bytes
+    if family or not as_json:
         print(detail)
+
+
+class _Damaged(Exception):
+    """Files that are not what was installed, as a sentence."""
+
+
+def _perform(
+    name: str,
+    weight_format: str | None,
+    *,
+    again: bool,
+    verify: bool,
+    remove: bool,
+    family: bool,
+    on_progress: OnProgress,
+) -> str:
+    """Does what the options ask for and returns the line to print about it."""
+    settings = read_settings()
+    catalog = source.open_catalog(settings)
+    if family:
+        found = source.find(name, catalog)
+        return str(found.folder) if found else ""
+    installer = Installer(
+        catalog,
+        _models_dir(settings),
+        settings.convert_venv,
+        weight_format=Machine.of(settings).weight_format,
+        token=settings.token(),
+        on_progress=on_progress,
+    )
+    if remove:
+        freed = installer.remove(name)
+        return f"{name} is removed; {freed / 1e9:.1f} GB are free again."
+    if verify:
+        if wrong := installer.verify(name):
+            raise _Damaged(
+                f"{len(wrong)} files of {name} are not what was installed: "
+                f"{', '.join(wrong[:5])}. `python -m app install {name} --again` gets them anew."
+            )
+        return f"{name} is what was installed."
+    folder = installer.install(name, weight_format, again=again)
+    return f"{name} is installed in {folder}."
 
 
 def _models_dir(settings: Settings) -> Path:
@@ -121,13 +145,13 @@ def _fail(message: str, code: str, as_json: bool) -> NoReturn:
     raise SystemExit(1)
 
 
-def _teller(as_json: bool) -> "_Lines | _Bar | _Words":
+def _reporter(as_json: bool) -> "_JsonLines | _Bar | _LogLines":
     if as_json:
-        return _Lines()
-    return _Bar() if sys.stderr.isatty() else _Words()
+        return _JsonLines()
+    return _Bar() if sys.stderr.isatty() else _LogLines()
 
 
-class _Lines:
+class _JsonLines:
     """A line of JSON for each report."""
 
     def __enter__(self) -> OnProgress:
@@ -137,23 +161,23 @@ class _Lines:
         pass
 
 
-class _Words:
-    """A line of text now and then, for logs."""
+class _LogLines:
+    """A line of text at every new state and every 15 seconds, for logs."""
 
     def __init__(self) -> None:
-        self._said = ("", 0.0)
+        self._reported = ("", 0.0)
 
     def __enter__(self) -> OnProgress:
-        return self._say
+        return self._report
 
     def __exit__(self, *error: object) -> None:
         pass
 
-    def _say(self, progress: Progress) -> None:
-        state, moment = self._said
-        if progress.state == state and time.monotonic() - moment < _SAY_EVERY:
+    def _report(self, progress: Progress) -> None:
+        state, moment = self._reported
+        if progress.state == state and time.monotonic() - moment < _REPORT_EVERY:
             return
-        self._said = (progress.state, time.monotonic())
+        self._reported = (progress.state, time.monotonic())
         share = f" {100 * progress.bytes / progress.total:.0f} %" if progress.total else ""
         speed = f", {progress.speed / 1e6:.1f} MB/s" if progress.speed else ""
         print(f"{progress.detail}{share}{speed}", file=sys.stderr, flush=True)

@@ -48,7 +48,7 @@ def check_environment(folder: Path, name: str) -> None:
 def make_environment(folder: Path, log: Path, on_progress: OnProgress) -> None:
     """Makes the convert environment, or brings an interrupted or outdated one up to date.
 
-    Raises InstallFailed with pip's last words.
+    Raises InstallFailed with the last line of pip's output.
     """
     if environment_is_ready(folder):
         return
@@ -86,8 +86,8 @@ def convert(
     """Exports a diffusers folder or a single file to `output`, in a child process that uses `work`.
 
     A single file needs `config`, a diffusers folder of the same architecture without weights. The
-    child holds the descriptors `keep_open`, too. Raises InstallFailed with the exporter's last
-    words.
+    child inherits the descriptors `keep_open`, so that it holds the installer's lock. Raises
+    InstallFailed with the last line of the exporter's output.
     """
     for folder in (output, work):
         shutil.rmtree(folder, ignore_errors=True)
@@ -106,7 +106,7 @@ def convert(
     began = time.monotonic()
     made: set[str] = set()
 
-    def tell() -> None:
+    def report() -> None:
         for folder in (work, output):
             made.update(file.parent.name for file in folder.rglob("openvino_model.bin"))
         minutes = (time.monotonic() - began) / 60
@@ -122,14 +122,13 @@ def convert(
         work / "convert.log",
         what="The conversion failed",
         extra={"TMPDIR": str(work), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
-        meanwhile=tell,
+        meanwhile=report,
         keep_open=keep_open,
     )
 
 
 def _view(given: Path, folder: Path) -> tuple[Path, str | None]:
-    """A folder that shows the exporter the files it needs and no others, as links, and their
-    variant."""
+    """A folder of links to the files that the exporter needs and no others, and their variant."""
     index = checkpoint.read_index(given)
     paths = checkpoint.paths_in(given)
     if any(checkpoint.is_weights(path) for path in paths):
@@ -175,8 +174,8 @@ def _status(
     meanwhile: Callable[[], None] | None = None,
     keep_open: Sequence[int] = (),
 ) -> int:
-    """Runs a command without our secrets, its output in the log; the child ends when we are
-    interrupted."""
+    """The exit status of a command that runs without keys and tokens, its output appended to the
+    log. `meanwhile` is called every second; an interruption kills the child."""
     environ = without_secrets(os.environ) | (extra or {})
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:

@@ -1,5 +1,4 @@
-"""A checkpoint becomes an OpenVINO pipeline. Runs in the convert environment, in a process of its
-own:
+"""Converts a checkpoint to an OpenVINO pipeline. convert.py starts it in the convert environment:
 
     python -m app.installation.convert_main OUTPUT FORMAT --view V --work W [--variant fp16]
     [--checkpoint FILE]

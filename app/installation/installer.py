@@ -1,36 +1,35 @@
-"""Getting a model's weights: download or convert, compare, then appear in one rename.
+"""Installs, verifies and removes models: the order of the steps. What each does is in wanted.py,
+download.py, convert.py, room.py.
 
-MODELS/NAME appears whole, with its manifest, or not at all; until then everything is in
-staging.py's folder.
+Until all is there, everything is in the folder of staging.py; then MODELS/NAME appears complete,
+with its manifest, in one rename.
 """
 
 import contextlib
-import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from app.errors import InstallFailed, UnknownModel
+from app.errors import InstallFailed
 from app.installation import convert, hub, room
+from app.installation.download import fetch_all, size_here
 from app.installation.hub import RemoteFile, Snapshot
 from app.installation.progress import Meter, OnProgress, Progress
-from app.installation.staging import Staging, Wanted, alone, open_staging
+from app.installation.staging import Staging, locked, open_staging
+from app.installation.wanted import Wanted, what_to_install
 from app.models import checkpoint, manifest, recognition, source
 from app.models.catalog import Catalog
 from app.models.manifest import Manifest
-from app.models.model import Model, Weights
+from app.models.model import Model
 
 T = TypeVar("T")
 
 FORMATS = ("fp16", "int8", "int4")
-_AT_ONCE = 4  # files
 
 
 class Installer:
-    """Installs into `models_dir`; `environment` is the folder of the convert environment, and
-    `weight_format` what is taken where neither the caller nor the family decides."""
+    """Installs into `models_dir`. `environment` is the folder of the convert environment;
+    `weight_format` is used where neither the caller nor the family says one."""
 
     def __init__(
         self,
@@ -47,15 +46,15 @@ class Installer:
         self._environment = environment.resolve()
         self._format = weight_format
         self._token = token
-        self._tell = on_progress
+        self._report = on_progress
 
     def install(
         self, reference: str, weight_format: str | None = None, *, again: bool = False
     ) -> Path:
-        """The folder of the installed model; does nothing where it is installed and whole.
+        """The folder of the installed model; does nothing where all its files have their sizes.
 
-        `again` compares contents, too, and gets anew what differs. Raises UnknownModel,
-        InstallFailed in words, and Busy when another process installs the same model.
+        `again` compares contents, too, and fetches what differs. Raises UnknownModel,
+        InstallFailed, and Busy while another process installs the same model.
         """
         if weight_format is not None and weight_format not in FORMATS:
             raise InstallFailed(f"A weight format is {', '.join(FORMATS)}, not {weight_format!r}.")
@@ -66,18 +65,19 @@ class Installer:
                 raise InstallFailed(f"There is no folder {model.weights_dir}{named}.")
             return model.weights_dir  # bundled, or somebody's own folder used where it lies
         if model is not None and not again and self._is_whole(model.weights_dir, weight_format):
-            self._tell(Progress(state="installed", detail=f"{model.name} is installed."))
+            self._report(Progress(state="installed", detail=f"{model.name} is installed."))
             return model.weights_dir
-        wanted = self._wanted(reference, model, weight_format)
+        wanted = what_to_install(reference, model, weight_format, self._format)
         target = self._models_dir / wanted.name
         with self._disk_errors(), open_staging(self._models_dir, wanted.name) as staging:
             if again or not self._is_whole(target, weight_format):
                 self._install(wanted, target, staging)
-        self._tell(Progress(state="installed", detail=f"{wanted.name} is installed."))
+        self._report(Progress(state="installed", detail=f"{wanted.name} is installed."))
         return target
 
     def remove(self, reference: str) -> int:
-        """Removes an installed model and what an interrupted installation left; bytes freed."""
+        """Removes an installed model and what an interrupted installation left; returns the bytes
+        freed. Raises UnknownModel, InstallFailed and Busy."""
         model = source.find(reference, self._catalog)
         if model is not None and not self._is_ours(model):
             raise InstallFailed(
@@ -93,7 +93,8 @@ class Installer:
         return freed
 
     def verify(self, reference: str) -> list[str]:
-        """The files of an installed model whose content is not what was installed."""
+        """The paths of files whose content differs from what was installed; raises InstallFailed
+        where Easel did not install the model."""
         model = source.find(reference, self._catalog)
         facts = manifest.read(model.weights_dir) if model is not None else None
         if model is None or facts is None:
@@ -123,42 +124,8 @@ class Installer:
             and not manifest.missing(target)
         )
 
-    def _wanted(self, reference: str, model: Model | None, weight_format: str | None) -> Wanted:
-        facts = manifest.read(model.weights_dir) if model is not None else None
-        if model is not None and (facts is None or facts.like is None):
-            weights = model.weights
-            chosen = weight_format or self._format_for(weights)
-            ready = (weights.openvino or {}).get(chosen)
-            origin = ready or weights.repository
-            if origin is None:
-                raise InstallFailed(
-                    f"{model.folder / 'model.toml'} does not say where {model.name} comes from."
-                )
-            wanted = _from(origin, model.name, chosen, listed=True)
-            if ready is not None:
-                return wanted
-            return replace(
-                wanted,
-                revision=weights.revision,
-                folder=weights.folder or "",
-                patterns=weights.files,
-            )
-        origin = facts.reference if facts is not None else reference
-        if not source.is_reference(origin):
-            raise UnknownModel(f"There is no model {reference!r}.", field="model")
-        chosen = weight_format or (facts.format if facts else None) or self._format
-        return _from(origin, source.name_of(origin), chosen, listed=False)
-
-    def _format_for(self, weights: Weights) -> str:
-        """What the family says; else the machine's format, unless another one is ready-made: a
-        download beats a conversion."""
-        ready = weights.openvino or {}
-        if weights.format is not None:
-            return weights.format
-        return self._format if self._format in ready else next(iter(ready), self._format)
-
     def _install(self, wanted: Wanted, target: Path, staging: Staging) -> None:
-        self._tell(Progress(state="checking", detail=f"Looking at {wanted.reference}"))
+        self._report(Progress(state="checking", detail=f"Looking at {wanted.reference}"))
         staging.begin(wanted)
         self._take_back(wanted, target, staging)
         revision = None
@@ -175,7 +142,7 @@ class Installer:
             raise InstallFailed(f"{folder} is an OpenVINO pipeline already: set MODEL to it.")
         if kind != "as it is":
             checkpoint.check_complete(checkpoint.paths_in(folder), checkpoint.read_index(folder))
-        meter = Meter("verifying", "Computing checksums", _size_of(folder), self._tell)
+        meter = Meter("verifying", "Computing checksums", _size_of(folder), self._report)
         Manifest(
             model=wanted.name,
             reference=wanted.reference,
@@ -189,8 +156,8 @@ class Installer:
         staging.appear(folder, target)
 
     def _take_back(self, wanted: Wanted, target: Path, staging: Staging) -> None:
-        """A damaged model that was downloaded as it is goes back to be completed: what is whole of
-        it need not come again."""
+        """Moves a damaged model that was downloaded without conversion back to staging, without its
+        damaged files: only those are fetched again."""
         facts = manifest.read(target)
         if facts is None or facts.converted or staging.download.exists():
             return
@@ -201,19 +168,20 @@ class Installer:
             target.rename(staging.download)
 
     def _changed(self, folder: Path, facts: Manifest) -> list[str]:
-        meter = Meter("verifying", f"Comparing {facts.model}", facts.bytes, self._tell)
+        meter = Meter("verifying", f"Comparing {facts.model}", facts.bytes, self._report)
         changed = manifest.changed(folder, meter.add)
         meter.end()
         return changed
 
     def _download(self, wanted: Wanted, staging: Staging) -> Snapshot:
-        """Brings what is needed of a repository to staging.download."""
+        """Fetches the needed files of a repository to staging.download, once it is sure that
+        disk and memory suffice."""
         assert wanted.repository is not None
         snapshot = staging.snapshot() or hub.look(wanted.repository, wanted.revision, self._token)
         staging.remember(snapshot)
         converts, files = self._needed(wanted, snapshot, staging)
         size = sum(file.size for file in files)
-        here = sum(hub.size_here(file, staging.download) for file in files)
+        here = sum(size_here(file, staging.download) for file in files)
         extra = room.written(size, wanted.format) if converts else 0
         room.check_disk(staging.folder, size - here + extra, wanted.name)
         if converts:
@@ -230,14 +198,14 @@ class Installer:
     def _needed(
         self, wanted: Wanted, snapshot: Snapshot, staging: Staging
     ) -> tuple[bool, list[RemoteFile]]:
-        """Whether a conversion is needed, and which files are."""
+        """Whether the repository has to be converted, and which of its files are needed."""
         paths = [file.path for file in snapshot.files]
         if wanted.patterns:
             chosen = checkpoint.matching(paths, wanted.folder, wanted.patterns)
             converts = False
         else:
             converts = _about(wanted, lambda: checkpoint.kind_of(paths)) == "diffusers"
-            # The list of parts first: a gated repository refuses it at once.
+            # model_index.json first: a gated repository refuses it at once.
             index = self._index(snapshot, staging.download)
             chosen = checkpoint.needed_ready(paths)
             if converts:
@@ -256,26 +224,7 @@ class Installer:
         return checkpoint.read_index(folder)
 
     def _fetch(self, snapshot: Snapshot, files: list[RemoteFile], folder: Path) -> None:
-        total = sum(file.size for file in files)
-        meter = Meter("downloading", f"Downloading {snapshot.repository}", total, self._tell)
-        stop = threading.Event()
-        pool = ThreadPoolExecutor(_AT_ONCE, "download")
-        try:
-            jobs = [
-                pool.submit(
-                    hub.fetch, snapshot, file, folder, token=self._token, meter=meter, stop=stop
-                )
-                for file in sorted(files, key=lambda file: -file.size)
-            ]
-            wait(jobs, return_when=FIRST_EXCEPTION)
-        except BaseException:  # Ctrl-C: the threads see it within a chunk, or at their time-out
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-        _raise_first(jobs)
-        meter.end()
+        fetch_all(snapshot, files, folder, token=self._token, on_progress=self._report)
 
     def _convert(self, wanted: Wanted, given: Path, staging: Staging, like: str) -> None:
         """Makes staging.output from a diffusers folder or a checkpoint in a single file."""
@@ -294,7 +243,7 @@ class Installer:
             environment=self._environment,
             work=staging.work,
             config=config,
-            on_progress=self._tell,
+            on_progress=self._report,
             keep_open=(staging.lock,),
         )
 
@@ -304,14 +253,14 @@ class Installer:
         room.check_disk(
             self._environment, convert.ENVIRONMENT_BYTES, "the environment for conversions"
         )
-        with alone(self._environment, "The environment for conversions"):
+        with locked(self._environment, "The environment for conversions"):
             convert.make_environment(
-                self._environment, staging.folder / "environment.log", self._tell
+                self._environment, staging.folder / "environment.log", self._report
             )
 
     def _blueprint(self, like: str, staging: Staging) -> Path:
-        """How a checkpoint in a single file is built, and its tokenizer: the small files of the
-        repository that its like comes from."""
+        """A folder with the configuration and tokenizer that a single-file checkpoint lacks: the
+        small files of the repository of the listed model `like`."""
         repository = self._catalog.get(like).weights.repository
         if repository is None:
             raise InstallFailed(
@@ -331,26 +280,8 @@ class Installer:
         return staging.blueprint
 
 
-def _from(origin: str, name: str, weight_format: str, *, listed: bool) -> Wanted:
-    if source.is_local(origin):
-        path = str(source.local_path(origin))
-        return Wanted(name=name, reference=path, format=weight_format, listed=listed)
-    return Wanted(
-        name=name, reference=origin, repository=origin, format=weight_format, listed=listed
-    )
-
-
-def _raise_first(jobs: list[Future[None]]) -> None:
-    """The failure that made the others stop, if there is one."""
-    failures = [
-        error for job in jobs if not job.cancelled() and (error := job.exception()) is not None
-    ]
-    for error in sorted(failures, key=lambda error: isinstance(error, hub.Stopped)):
-        raise error
-
-
 def _about(wanted: Wanted, check: Callable[[], T]) -> T:
-    """A finding about files, said of the repository they are from."""
+    """The result of `check`; its InstallFailed is raised with the reference in front."""
     try:
         return check()
     except InstallFailed as error:

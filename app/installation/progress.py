@@ -1,5 +1,5 @@
-"""How far an installation is: one set of figures for a terminal, for JSON lines and for the
-service."""
+"""How far an installation is: Progress for the terminal, JSON lines and the service alike, and
+Meter, which counts bytes. Does not know what is installed."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from typing import Any, Literal
 State = Literal["checking", "downloading", "preparing", "converting", "verifying", "installed"]
 
 _REPORT_EVERY = 0.25  # seconds
-_SPEED_OVER = 10.0  # seconds: the speed told is the mean of so much past
+_SPEED_OVER = 10.0  # seconds: the reported speed is the mean over this time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ OnProgress = Callable[[Progress], None]
 
 
 class Meter:
-    """Counts bytes from several threads and tells of them a few times a second."""
+    """Counts bytes from several threads and calls `on_progress` a few times a second."""
 
     def __init__(self, state: State, detail: str, total: int, on_progress: OnProgress) -> None:
         self._state: State = state
@@ -43,31 +43,32 @@ class Meter:
         self._on_progress = on_progress
         self._lock = threading.Lock()
         self._bytes = 0
-        self._moved = 0  # bytes that came now, not in an earlier run
+        self._moved = 0  # bytes counted by add(): they make the speed
         self._past = deque([(time.monotonic(), 0)])
-        self._told = 0.0
+        self._reported = 0.0
 
     def found(self, count: int) -> None:
-        """So many bytes were here already; they say nothing of the speed."""
+        """Counts bytes that were on the disk already, without effect on the speed; negative takes
+        back bytes that were discarded."""
         with self._lock:
             self._bytes += count
-            self._tell()
+            self._report()
 
     def add(self, count: int) -> None:
         with self._lock:
             self._bytes += count
             self._moved += count
-            self._tell()
+            self._report()
 
     def end(self) -> None:
         with self._lock:
-            self._tell(now=True)
+            self._report(now=True)
 
-    def _tell(self, *, now: bool = False) -> None:
+    def _report(self, *, now: bool = False) -> None:
         moment = time.monotonic()
-        if not now and moment - self._told < _REPORT_EVERY:
+        if not now and moment - self._reported < _REPORT_EVERY:
             return
-        self._told = moment
+        self._reported = moment
         self._past.append((moment, self._moved))
         while len(self._past) > 2 and moment - self._past[0][0] > _SPEED_OVER:
             self._past.popleft()

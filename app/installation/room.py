@@ -1,5 +1,5 @@
-"""Whether there is room for an installation, asked before it starts: disk, and memory for a
-conversion."""
+"""Whether disk and memory suffice for an installation, checked before it starts. Only estimates:
+whether writing succeeds is the installer's concern."""
 
 import shutil
 from pathlib import Path
@@ -19,13 +19,13 @@ _LIBRARIES = 800_000_000
 
 
 def written(read: int, weight_format: str, *, unpacked: bool = False) -> int:
-    """Bytes that converting so many bytes of weights puts on the disk; `unpacked`: they come in
-    a single file, which is taken apart first."""
+    """Bytes of disk that converting `read` bytes of weights takes; `unpacked` for a single file,
+    which is first written out as a diffusers folder."""
     return int(read * (_WRITTEN[weight_format] + (2 if unpacked else 0)))
 
 
 def check_disk(folder: Path, needed: int, name: str) -> None:
-    """Raises InstallFailed when the disk under `folder` cannot take so many bytes more."""
+    """Raises InstallFailed when the disk of `folder` has no room for `needed` bytes."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -37,7 +37,7 @@ def check_disk(folder: Path, needed: int, name: str) -> None:
 
 
 def check_memory(read: int, name: str) -> None:
-    """Raises InstallFailed when memory cannot take the conversion of so many bytes of weights."""
+    """Raises InstallFailed when memory and swap cannot take a conversion of `read` bytes."""
     needed = int(read * _MEMORY) + _LIBRARIES
     free = psutil.virtual_memory().available + psutil.swap_memory().free
     if needed > free:

@@ -1,7 +1,7 @@
-"""Where an installation happens before its model appears: MODELS/.installing/NAME.
+"""The folder of an unfinished installation, MODELS/.installing/NAME, and the lock on it.
 
-What lies there outlives an interruption of any kind, and is used again by the next run that wants
-the same.
+An interruption leaves the folder; the next installation of the same continues from it. Knows
+neither the hub nor the converter.
 """
 
 import contextlib
@@ -9,33 +9,19 @@ import fcntl
 import json
 import shutil
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from app.disk import sync
 from app.errors import Busy
 from app.installation.hub import RemoteFile, Snapshot
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is to be installed, and under which name."""
-
-    name: str
-    reference: str  # a model's name, a hub repository or a path
-    repository: str | None = None  # None: `reference` is a path
-    revision: str | None = None
-    format: str  # fp16, int8 or int4
-    listed: bool  # in a family; else it has to be found out which family runs it
-    folder: str = ""  # of the repository
-    patterns: tuple[
-        str, ...
-    ] = ()  # what is taken from it as it is; none: an OpenVINO or diffusers pipeline
+from app.installation.wanted import Wanted
 
 
 class Staging:
-    """One model's folder; `lock` is the descriptor that keeps other installers out of it."""
+    """One model's folder; `lock` is the descriptor of the locked file that keeps other installers
+    out."""
 
     def __init__(self, folder: Path, lock: int) -> None:
         self.folder = folder
@@ -46,7 +32,7 @@ class Staging:
         self.work = folder / "work"
 
     def begin(self, wanted: Wanted) -> None:
-        """Keeps what an earlier run left if it wanted the same, else clears it away."""
+        """Keeps what an earlier run left if it was installing the same, else removes it."""
         note = self.folder / "wanted.json"
         if _read(note) != json.loads(json.dumps(asdict(wanted))):
             self.clear()
@@ -54,7 +40,7 @@ class Staging:
             _write(note, asdict(wanted))
 
     def snapshot(self) -> Snapshot | None:
-        """The repository as it was when the interrupted download began."""
+        """The repository as remembered when the interrupted download began; None without one."""
         record = _read(self.folder / "snapshot.json")
         try:
             files = tuple(RemoteFile(**file) for file in record.pop("files"))
@@ -66,7 +52,8 @@ class Staging:
         _write(self.folder / "snapshot.json", asdict(snapshot))
 
     def appear(self, output: Path, target: Path) -> None:
-        """Gives a finished folder its name; one that had it before goes."""
+        """Renames a finished folder to `target`, replacing one that is there, once its
+        content is on the disk."""
         for path in output.rglob("*"):
             if path.is_file():
                 sync(path)
@@ -77,7 +64,7 @@ class Staging:
         self.clear()
 
     def put_away(self, target: Path) -> None:
-        """Takes an installed model out of sight in one step; clear() removes it."""
+        """Moves an installed model into the staging folder in one rename; clear() deletes it."""
         aside = self.folder / "replaced"
         shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
@@ -88,19 +75,19 @@ class Staging:
 
 @contextlib.contextmanager
 def open_staging(models_dir: Path, name: str) -> Generator[Staging]:
-    """The folder for one model, for this process alone; raises Busy when another has it."""
+    """The folder of one model, locked; raises Busy while another process has it."""
     folder = models_dir / ".installing" / name
-    with alone(folder, name) as lock:
+    with locked(folder, name) as lock:
         folder.mkdir(exist_ok=True)
         yield Staging(folder, lock)
         with contextlib.suppress(OSError):
-            folder.rmdir()  # where nothing was to be done, nothing is left
+            folder.rmdir()  # only where it is empty
 
 
 @contextlib.contextmanager
-def alone(folder: Path, name: str) -> Generator[int]:
-    """Holds folder.lock, as a descriptor; the lock ends with the processes that hold it, however
-    they end."""
+def locked(folder: Path, name: str) -> Generator[int]:
+    """Holds an flock on folder.lock and gives its descriptor; raises Busy where another process
+    holds it. The kernel releases the lock when every process with the descriptor has ended."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(folder.name + ".lock").open("w") as file:
         try:

@@ -93,7 +93,7 @@ class Model:
         return preferred if self.supports(preferred) else self.devices[0]
 
     def check_device(self, device: str) -> None:
-        """Raises UnknownDevice, with the devices it runs on, where it does not support this one."""
+        """Raises UnknownDevice, with the devices it runs on, if the model does not support it."""
         if not self.supports(device):
             raise UnknownDevice(
                 f"{self.name} does not run on {device[:32]!r}; it runs on: "
