@@ -45,8 +45,8 @@ class Settings(BaseSettings):
 
     model: str = Field(
         default="demo",
-        description="name or alias of the model to serve; a hub repository (`owner/name`) or a path "
-        "will do as well",
+        description="name or alias of the model to serve; a hub repository (`owner/name`) or a "
+        "path will do as well",
     )
     device: str = Field(
         default="CPU",
@@ -142,8 +142,8 @@ class Settings(BaseSettings):
     )
     machine_size: Literal["big", "medium", "little", "tiny"] | None = Field(
         default=None,
-        description="`big`, `medium`, `little` or `tiny`: sets the memory budget, the weight format "
-        "and how many pipelines stay loaded; by default chosen by the machine's memory",
+        description="`big`, `medium`, `little` or `tiny`: sets the memory budget, the weight "
+        "format and how many pipelines stay loaded; by default chosen by the machine's memory",
     )
     idle_unload: float = Field(
         default=0,
