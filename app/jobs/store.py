@@ -71,7 +71,7 @@ class Store:
                 "it looks like postgresql+psycopg://user:password@host/name."
             ) from None
         # Connections with `synchronous=NORMAL`: a power cut may lose the last commits. Used only
-        # for a job's success, which a restart repeats (docs/decisions/durability.md).
+        # for a job's success, which a restart repeats (docs/decisions/2026-11-25-durability.md).
         self._unsynced = self._database
         if self._database.dialect.name == "sqlite":
             self._unsynced = sa.create_engine(address)
