@@ -134,6 +134,9 @@ class Store:
         database = self._unsynced if repeatable else self._database
         with _storage_errors(), database.begin() as connection:
             connection.execute(_UPDATE, _values(job) | {"job_id": job.id})
+        if job.state is JobState.RUNNING:
+            with _storage_errors():
+                self._make_folder(job.id)  # while it is drawn, so that its pictures need not wait
 
     def finish(self, job: Job, pictures: Mapping[str, bytes]) -> None:
         """Keeps the pictures, then the record: a record never names a missing file."""
@@ -183,15 +186,18 @@ class Store:
         with _storage_errors():
             return (self._folder / job_id / name).read_bytes()
 
-    def _write(self, job_id: str, files: Mapping[str, bytes]) -> None:
-        """Files that are there whole or not at all, also after a power cut. Their folder is made
-        for a new job already, so that its pictures do not wait for that."""
+    def _make_folder(self, job_id: str) -> Path:
         folder = self._folder / job_id
         with suppress(FileExistsError):
             folder.mkdir()
             sync(self._folder)
+        return folder
+
+    def _write(self, job_id: str, files: Mapping[str, bytes]) -> None:
+        """Files that are there whole or not at all, also after a power cut."""
         if not files:
             return
+        folder = self._make_folder(job_id)
         parts = {name: folder / f".{name}.part" for name in files}
         try:
             for name, part in parts.items():
