@@ -1,6 +1,5 @@
-"""Which devices this machine has. Asked in a child process: the API process never loads a runtime.
-
-python -m app.device       prints them as JSON
+"""Which devices this machine has. The child process `python -m app.runtime.device_probe` asks the
+drivers and prints JSON, so that the API process never loads a runtime. Knows no model.
 """
 
 import asyncio
@@ -11,13 +10,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-FRESH = 60.0  # seconds an answer is used for
-PATIENCE = 60.0  # seconds a driver gets to answer
+FRESH = 60.0  # seconds for which an answer is kept
+PATIENCE = 60.0  # seconds the child process gets to answer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """`reason` says why a device that one might expect is not available."""
+    """A device of this machine; where it is not available, `reason` says why."""
 
     name: str
     full_name: str
@@ -42,8 +41,8 @@ class Devices:
             return self._known
 
     async def why_absent(self, name: str) -> str | None:
-        """Why a device cannot be used, or None if it can. The CPU is always there and not asked
-        for."""
+        """Why a device cannot be used, or None if it can. The CPU is always there, so that no child
+        process is started for it."""
         if name == "CPU":
             return None
         devices = await self.list()
@@ -68,8 +67,8 @@ async def _ask() -> list[Device]:
     )
     try:
         output, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
-        told = output.strip().rpartition(b"\n")[2]  # runtimes talk while they are imported
-        return [Device(**record) for record in json.loads(told)]
+        last_line = output.strip().rpartition(b"\n")[2]  # imported runtimes print lines before it
+        return [Device(**record) for record in json.loads(last_line)]
     except (TimeoutError, ValueError) as error:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

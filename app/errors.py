@@ -1,5 +1,5 @@
-"""Everything that can go wrong, as one tree. Knows no HTTP: each face gives these their status and
-shape.
+"""Every error that a client may get, as one tree. Knows no HTTP: each face chooses the status code
+and the shape of the body.
 
 EaselError
 ├── InvalidRequest      the request cannot be honoured as written; `field` names the key
@@ -14,16 +14,16 @@ EaselError
 ├── Conflict            not in the present state
 │   ├── NotInstalled    the model is known, its weights are not here
 │   ├── NotEnded        the job has no result yet
-│   ├── JobCanceled     somebody ended it before it had a result
-│   └── Busy            a door for one run at a time is taken
-├── HungUp              whoever asked has gone; nobody reads this
+│   ├── JobCanceled     it was canceled before it had a result
+│   └── Busy            it allows one run at a time, and one is in progress
+├── HungUp              the client closed the connection; nobody reads this answer
 ├── QueueFull           try again after `retry_after` seconds
-├── Unavailable         nothing can serve this now
+├── Unavailable         nothing can serve this now: still loading, or shutting down
 │   └── LoadFailed      the runtime refused the weights or the device
 ├── StorageFailed       the disk is full, read-only or failing
-├── InstallFailed       a model's weights could not be got; says what to do
+├── InstallFailed       a model's weights could not be installed; says what to do
 └── GenerationFailed    the pipeline could not make the picture
-    └── WorkerDied      its process ended under it
+    └── WorkerDied      the worker process ended during the job
 """
 
 
@@ -157,7 +157,8 @@ class WorkerDied(GenerationFailed):
 
 
 def from_code(code: str, detail: str) -> EaselError:
-    """An error that crossed a process boundary or lay in a record, as the class it was."""
+    """The error of the class with this code, for errors that another process sent or a job's record
+    kept; GenerationFailed where no class has it."""
     kinds: list[type[EaselError]] = [EaselError]
     for kind in kinds:
         if kind.code == code:

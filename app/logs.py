@@ -1,5 +1,5 @@
-"""Log lines as JSON objects, one a line, with the id of the request they belong to. No secret, no
-prompt."""
+"""Writes the log as JSON objects, one a line, with the id of the request that was being served.
+Filters nothing: whoever logs leaves secrets out."""
 
 import json
 import logging

@@ -1,5 +1,6 @@
-"""How much of this machine Easel may take. Its size decides how much memory loaded pipelines get,
-how many stay warm, and the weight format that is installed."""
+"""How much of this machine Easel may take: from its memory follow the memory for loaded pipelines,
+how many of them stay loaded, and the weight format that is installed. Loads and installs nothing.
+"""
 
 import contextlib
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ import psutil
 from app.settings import Settings
 
 GIB = 2**30
-# The control groups' files, version 2 and 1, that say what a container is limited to.
+# Files with a container's memory limit, of control groups version 2 and 1.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """`budget` is in bytes, `warm` the number of pipelines that are kept loaded."""
+    """`budget` are the bytes for all loaded pipelines together, `warm` is the number of pipelines
+    that stay loaded without a job."""
 
     size: str
     budget: int
@@ -25,7 +27,7 @@ class Machine:
 
     @classmethod
     def of(cls, settings: Settings) -> "Machine":
-        """What the settings say, and where they are silent, what the memory suggests."""
+        """The values from the settings; those that are not set follow from the memory."""
         total = memory()
         size = settings.machine_size or next(
             name for name, (least, *_) in _SIZES.items() if total >= least * GIB
@@ -50,7 +52,7 @@ _SIZES: dict[str, tuple[int, float, int, str]] = {
 
 
 def memory() -> int:
-    """Bytes there are: the machine's memory or, in a container, what it is limited to."""
+    """Bytes of memory: the machine's or, in a container with a limit, that limit."""
     found = [psutil.virtual_memory().total]
     for path in _LIMITS:
         with contextlib.suppress(OSError, ValueError):

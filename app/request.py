@@ -1,6 +1,6 @@
-"""What was asked (ImageRequest, gaps allowed) and what will be done (Recipe, complete and checked).
+"""What a client asked for (ImageRequest, with gaps) and what will be drawn (Recipe, complete).
 
-Holds no defaults and no limits: they are the model's (model.py turns one into the other).
+Plain data: Model.complete in models/model.py checks the one and makes the other of it.
 """
 
 import secrets
@@ -18,16 +18,16 @@ MaskMeans = Literal["white", "black", "transparent"]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRequest:
-    """A request as a face understood it. None means: not said, the model decides.
+    """A request as a face read it. None: the client left it out, the model's default is used.
 
     width and height are in pixels, strength is in (0, 1], init_image and mask are the bytes of an
     image file. A mask is as large as its init_image; mask_means says what in it marks the part to
     be repainted, mask_blur (pixels of the init_image) how soft its edge is made. With a
-    mask_padding only that part, and so many pixels around it, is cut out, redrawn at width x height
-    and put back into the init_image.
+    mask_padding, only that part and mask_padding pixels around it are cut out, redrawn at
+    width x height and put back into the init_image.
     """
 
-    prompt: str | None  # None: the init_image says it all
+    prompt: str | None  # None: only the init_image is given
     negative_prompt: str | None = None
     model: str | None = None
     width: int | None = None

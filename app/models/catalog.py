@@ -21,17 +21,17 @@ HOME = Path(__file__).resolve().parent.parent.parent  # the folder that holds ap
 for _table in (Model, Weights, Defaults, Limits):
     setattr(_table, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010 - read by pydantic
 _MODEL = TypeAdapter(Model)
-_FAMILY_KEYS = {"title", "models", "accepts"}  # the others are shared by the family's models
+_FAMILY_KEYS = {"title", "models", "accepts"}  # every other top-level key holds for all its models
 
 
 class CatalogError(Exception):
-    """A model.toml that cannot be used: which file, which key, why."""
+    """A model.toml that cannot be used; the message names the file, the key and why."""
 
 
 class Catalog:
     """The models of all families below `roots`; weights of installed models lie in
-    `models_dir`/NAME. `outside` maps names that clients of other services use to models
-    (MODEL_ALIASES). Raises CatalogError."""
+    `models_dir`/NAME. `outside` are the further names in MODEL_ALIASES (name -> model). Raises
+    CatalogError."""
 
     def __init__(
         self, roots: list[Path], models_dir: Path, outside: Mapping[str, str] | None = None

@@ -1,8 +1,8 @@
 """What the files of a model are: the kind of a folder or single file, its parts, the names of its
 tensors, which of its files are needed and whether all of them are there.
 
-Reads names, headers and small JSON files only. Does not know the families, the hub or the runtime;
-which family runs the files is decided in recognition.py.
+Reads file names, headers and small JSON files only. Knows no family, hub or runtime; recognition.py
+decides which family runs the files.
 """
 
 import json
@@ -21,7 +21,7 @@ Index = dict[str, Any]  # a model_index.json: the name of each part -> its libra
 
 CHECKPOINTS = (".safetensors", ".ckpt")  # endings of a whole model in a single file
 INDEX = "model_index.json"
-# Parts of a diffusers pipeline that text to image does without.
+# Parts of a diffusers pipeline that text-to-image does not need; never downloaded or converted.
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 # Top-level files of an OpenVINO repository that the pipeline does not read.

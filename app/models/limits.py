@@ -1,5 +1,6 @@
-"""What a model accepts, and the checking of a request's values against it. Fills in no defaults:
-Model.complete (model.py) does, and calls the checker.
+"""What a model accepts (Limits), and the check of a request's values against it (Checker).
+
+Model.complete in model.py calls the checker and passes the defaults; this module knows none.
 """
 
 from dataclasses import dataclass
@@ -21,14 +22,14 @@ class Limits:
     side: tuple[int, int]  # pixels, of width and of height
     multiple_of: int = 8  # pixels
     sizes: tuple[tuple[int, int], ...] | None = None  # the only (width, height) there are
-    guidance: tuple[float, float] | None = None  # None: it runs without guidance
+    guidance: tuple[float, float] | None = None  # None: the model has no guidance
     images: int = 8  # pictures in one job
     negative_prompt: bool = True
     image_to_image: bool = True
     inpainting: bool = True
     any_strength: bool = False  # whether its pipeline runs a step even where steps * strength < 1
     memory: int = 0  # bytes a loaded pipeline takes, roughly
-    alone: bool = False  # whether its device holds no other pipeline beside it
+    alone: bool = False  # whether its device can hold only this one pipeline
 
     def nearest_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The width and height the model can make that are nearest to a picture's own, its
@@ -46,14 +47,14 @@ class Limits:
 
 class Checker:
     """Checks the values of one request. Strict, it raises InvalidRequest for a value out of bounds;
-    lenient, it takes the nearest allowed value and adds a line to `warnings`."""
+    lenient, it takes the nearest allowed value and adds a sentence to `warnings`."""
 
     def __init__(self, lenient: bool) -> None:
         self.lenient = lenient
         self.warnings: list[str] = []
 
     def refuse(self, why: str, *, field: str, instead: str = "ignored") -> None:
-        """Raises InvalidRequest or, when lenient, warns what is done `instead`."""
+        """Raises InvalidRequest; when lenient, adds a warning that says what is done `instead`."""
         if not self.lenient:
             raise InvalidRequest(f"{why}.", field=field)
         self.warnings.append(f"{field} {instead}: {why}.")

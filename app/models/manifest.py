@@ -1,8 +1,8 @@
 """manifest.json in an installed model's folder: its files and where they came from.
 
-The installer writes it as the last file. Every load compares the files' sizes with it
-(milliseconds), `install --verify` and `--again` their contents (about a second per gigabyte). Reads
-the disk; knows no hub.
+The installer writes it after all other files. Every load of the model compares the files' sizes
+with it (milliseconds); `install --verify` and `--again` compare their contents (about a second per
+gigabyte). Reads the disk; knows no hub.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ class Content:
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Where a model's files came from, and the files (path -> size and hash). `like` is set for a
-    model that no family lists: the listed model whose family runs it and whose defaults hold."""
+    model that no family lists: it names the listed model whose pipeline, defaults and limits are
+    used for it."""
 
     model: str
     reference: str  # what was asked for: a model's name, a hub repository or a path
@@ -53,7 +54,7 @@ class Manifest:
 
 
 def read(folder: Path) -> Manifest | None:
-    """The manifest of an installed model; None where there is none (bundled weights, somebody's own
+    """The manifest of an installed model; None where there is none (bundled weights, a user's own
     folder)."""
     try:
         record: dict[str, Any] = json.loads((folder / NAME).read_text())
@@ -62,7 +63,7 @@ def read(folder: Path) -> Manifest | None:
     except OSError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError):
-        # It was written in one rename, so somebody edited it since: treated as no manifest.
+        # The installer writes it by one rename, so it was edited since: treated as no manifest.
         return None
 
 
@@ -106,8 +107,8 @@ def size(model: Model) -> int:
 
 
 def check(model: Model) -> None:
-    """Raises NotInstalled, with the command that helps, when a model's folder or files in it are
-    missing, or have another size than was installed."""
+    """Raises NotInstalled, naming the command that repairs it, when the model's folder or files in
+    it are missing or have another size than the manifest says."""
     model.require_installed()
     wrong = missing(model.weights_dir)
     if wrong:

@@ -1,6 +1,5 @@
-"""A model's facts, as its family's model.toml states them, and Model.complete, which turns a
-request into a recipe: the only place where defaults are filled in. Names no model and loads none;
-what a model accepts is in limits.py.
+"""A model's facts, as its family's model.toml states them. Model.complete turns a request into a
+recipe; no other place fills in defaults. Names no model and loads none; limits.py checks values.
 """
 
 import math
@@ -21,16 +20,18 @@ class Weights:
     revision: str | None = None
     openvino: dict[str, str] | None = None  # weight format -> pre-converted repository
     folder: str | None = None  # inside the repository
-    files: tuple[str, ...] = ()  # patterns of what is taken from it as it is, without a conversion
+    files: tuple[str, ...] = ()  # patterns of the files that are taken unconverted
     variable: str | None = None  # an environment variable that names another folder for the weights
-    format: str | None = None  # fp16, int8 or int4; None: what is ready-made, or fits the machine
+    format: str | None = (
+        None  # fp16, int8, int4; None: as ready-made on the hub, else by the machine
+    )
     gated: bool = False  # a licence has to be accepted on the hub first
     bytes: int = 0  # roughly what the installed files take
 
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What a request gets where it leaves a value out. Width and height are in pixels."""
+    """The values for what a request leaves out. Width and height are in pixels."""
 
     width: int
     height: int
@@ -64,7 +65,7 @@ class Model:
         return self.weights_dir.is_dir()
 
     def require_installed(self) -> None:
-        """Raises NotInstalled, with the command that helps, when the model's folder is missing."""
+        """Raises NotInstalled, naming the command that installs it, when its folder is missing."""
         if not self.installed:
             raise NotInstalled(
                 f"{self.name} is not installed; `python -m app install {self.name}` installs it.",
@@ -76,7 +77,7 @@ class Model:
 
         That is `limits.memory`, or 1.5 times the size of the weights where that is more (as in
         fp16); without `limits.memory`, 1.5 times the weights and 400 MB. Reads the sizes of all
-        files from the disk: must not be called on the event loop. Callers read it once.
+        files from the disk, so it must not run on the event loop; callers keep the result.
         """
         files = sum(file.stat().st_size for file in self.weights_dir.rglob("*.bin")) * 3 // 2
         return max(self.limits.memory, files) if self.limits.memory else files + 400_000_000
@@ -108,7 +109,7 @@ class Model:
         lenient: bool = False,
         init_size: tuple[int, int] | None = None,
     ) -> tuple[Recipe, list[str]]:
-        """The recipe for a request, and warnings about what was asked but is not honoured.
+        """The recipe for a request, and a warning for each value that was changed or ignored.
 
         A value outside the model's limits raises InvalidRequest with the name of the field; with
         `lenient` it is moved to the nearest allowed one and a warning says so. `init_size` is the
@@ -210,7 +211,7 @@ class Model:
         if not self.limits.image_to_image:
             raise InvalidRequest(f"{self.name} cannot start from a picture.", field="init_image")
         strength = check.within("strength", request.strength, self.defaults.strength, (0.01, 1.0))
-        # Most samplers run floor(steps * strength) steps; none at all kills the runtime.
+        # Most samplers run floor(steps * strength) steps; with 0 steps the runtime crashes.
         if math.floor(steps * strength) < 1 and not self.limits.any_strength:
             least = math.ceil(100 / steps) / 100
             check.refuse(

@@ -1,7 +1,7 @@
-"""Which family can run a model that no family lists, by the model's files, never by its name.
+"""Finds the family that can run a model which no family lists, by its files, never by its name.
 
-A family's model.toml says in its [[accepts]] tables which files it can run. What the files of a
-model are is known by checkpoint.py.
+A family's model.toml says in its [[accepts]] tables which files it can run. checkpoint.py reads the
+files; this module compares.
 """
 
 import tomllib
@@ -70,8 +70,8 @@ def recognise(path: Path, catalog: Catalog) -> str:
 def accepted(catalog: Catalog) -> Iterable[Accepts]:
     """The [[accepts]] of all families, in the order of the files; the first that fits decides.
 
-    Families of MODELS_PATH come before those of Easel, so that they may take a model over. Raises
-    CatalogError.
+    Families in MODELS_PATH come before those of Easel, so that a user's family can run files that
+    Easel's would accept, too. Raises CatalogError.
     """
     folders = dict.fromkeys(model.folder for model in catalog)
     for folder in sorted(folders, key=lambda folder: folder.parent == HOME):

@@ -1,7 +1,7 @@
-"""What a name, a hub repository or a path on this machine refers to: a model of the catalog, an
-OpenVINO folder used where it lies, or something that has to be installed first.
+"""What a name, a hub repository or a path on this machine refers to: a model in the catalog, an
+OpenVINO folder that is used where it lies, or something that has to be installed first.
 
-Also brings installed models that no family lists into the catalog. Does not contact the hub.
+Also enters installed models that no family lists into the catalog. Does not contact the hub.
 """
 
 import hashlib
@@ -143,7 +143,7 @@ def unlisted_model(
     weights: Weights | None = None,
 ) -> Model:
     """A model that no family lists: the facts of the listed model `like` with its own name, weights
-    and, where its files tell the size it was trained on, that size as the default."""
+    and, where its files say on which size it was trained, that size as the default."""
     listed = catalog.get(like)
     side = native_side(weights_dir)
     limits = listed.limits
