@@ -17,12 +17,12 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """`budget` are the bytes for all loaded pipelines together, `warm` is the number of pipelines
-    that stay loaded without a job."""
+    """`budget` are the bytes for all loaded pipelines together, `max_loaded` is the number of
+    pipelines that stay loaded without a job."""
 
     size: str
     budget: int
-    warm: int
+    max_loaded: int
     weight_format: str
 
     @classmethod
@@ -32,16 +32,16 @@ class Machine:
         size = settings.machine_size or next(
             name for name, (least, *_) in _SIZES.items() if total >= least * GIB
         )
-        _, share, warm, weight_format = _SIZES[size]
+        _, share, max_loaded, weight_format = _SIZES[size]
         return cls(
             size=size,
             budget=settings.memory_budget * 2**20 or int(total * share),
-            warm=warm,
+            max_loaded=max_loaded,
             weight_format=weight_format,
         )
 
 
-# Least memory in GiB, share of it for pipelines, warm pipelines, weight format. fp16 weights take
+# Least memory in GiB, share of it for pipelines, pipelines that stay loaded, weight format. fp16 weights take
 # twice the memory of int8 and four times that of int4; small machines trade quality for it.
 _SIZES: dict[str, tuple[int, float, int, str]] = {
     "big": (60, 0.8, 4, "fp16"),

@@ -91,7 +91,7 @@ class Serving:
 
     def loaded_on(self, name: str) -> str | None:
         """The device on which a model is loaded."""
-        worker = self._pool.warm(name)
+        worker = self._pool.loaded(name)
         return worker.device if worker else None
 
     async def size(self, model: Model) -> int:

@@ -42,7 +42,7 @@ class Dispatcher:
         self._ledger = ledger
         self._recorder = Recorder(ledger)
         self._placement = placement
-        self._queue = Queue(lambda name: pool.warm(name) is not None, starvation=starvation)
+        self._queue = Queue(lambda name: pool.loaded(name) is not None, starvation=starvation)
         self._lanes: dict[str, Lane] = {}  # by device
         self._attempts: dict[str, Attempt] = {}  # by job: the one that concerns it
         self._sending = Background()

@@ -37,7 +37,7 @@ class Placement:
         usual one. For a model that is gone it is the preferred one: the job fails there."""
         if self._chosen is not None and name == self._chosen[0]:
             return self._chosen[1]
-        if worker := self._pool.warm(name):
+        if worker := self._pool.loaded(name):
             return worker.device
         try:
             return self._catalog.get(name).usual_device(self._preferred)

@@ -28,7 +28,7 @@ class Pool:
         self._options = options
         self._launch = launch
         self._budget = machine.budget
-        self._warm = machine.warm
+        self._max_loaded = machine.max_loaded
         self._workers: dict[Key, Worker] = {}
         self._loading: dict[Key, _Load] = {}
         self._locks: dict[Key, asyncio.Lock] = {}
@@ -37,7 +37,7 @@ class Pool:
         self._failures: dict[str, tuple[float, str]] = {}  # by model: when, and why
         self.loads_waiting = 0  # for a busy worker to become idle, so that it can be ended
 
-    def warm(self, name: str) -> Worker | None:
+    def loaded(self, name: str) -> Worker | None:
         """A worker that has this model loaded, on whatever device; of several the last used."""
         found = [
             worker for key, worker in self._workers.items() if key[0] == name and not worker.dead
@@ -189,8 +189,8 @@ class Pool:
         return loaded + sum(load.memory for load in self._loading.values())
 
     async def _trim(self, keep: Key) -> None:
-        """Ends the least recently used workers beyond the number that stays warm."""
-        while len(self._workers) > self._warm:
+        """Ends the least recently used workers beyond the number that stays loaded."""
+        while len(self._workers) > self._max_loaded:
             idle = [item for item in self._workers.items() if item[0] != keep and item[1].idle]
             if not idle:
                 return  # a busy one goes when the next pipeline is loaded

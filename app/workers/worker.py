@@ -165,7 +165,7 @@ class Worker:
         await self._background.join()
 
     def memory(self) -> int:
-        """Bytes the process takes, or will take when it is warm, whichever is more."""
+        """Bytes the process takes, or is expected to take, whichever is more."""
         return max(self._memory, self._process.memory())
 
     @property

@@ -25,7 +25,7 @@ class SimulatedProcess:
         self.load: Load | None = None
         self.loaded = False
         self.alive = True
-        self.deaf = False  # goes on with canceled jobs
+        self.ignores_cancels = False  # goes on with canceled jobs
         self.jobs: deque[Run] = deque()  # the first one is being drawn
         self.encoding: deque[Run] = deque()
         self.canceled: set[str] = set()
@@ -123,7 +123,7 @@ class SimulatedProcess:
         return self.jobs.popleft()
 
     def _stop_if_canceled(self) -> bool:
-        if self.jobs[0].job not in self.canceled or self.deaf:
+        if self.jobs[0].job not in self.canceled or self.ignores_cancels:
             return False
         self._sent.put_nowait(Stopped(job=self._next().job))
         return True
