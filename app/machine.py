@@ -41,8 +41,9 @@ class Machine:
         )
 
 
-# Least memory in GiB, share of it for pipelines, pipelines that stay loaded, weight format. fp16 weights take
-# twice the memory of int8 and four times that of int4; small machines trade quality for it.
+# Least memory in GiB, share of it for pipelines, how many pipelines stay loaded, weight format.
+# fp16 weights take twice the memory of int8 and four times that of int4; small machines trade
+# quality for it.
 _SIZES: dict[str, tuple[int, float, int, str]] = {
     "big": (60, 0.8, 4, "fp16"),
     "medium": (28, 0.75, 2, "int8"),

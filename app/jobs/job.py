@@ -25,8 +25,8 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Denoising steps done over all pictures of the job; eta_seconds is None until it can be
-    told."""
+    """Denoising steps done over all pictures of the job; eta_seconds is None until a second step
+    has been reported."""
 
     step: int = 0
     steps: int = 0

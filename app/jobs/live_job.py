@@ -87,10 +87,10 @@ class LiveJob:
         self._publish("done")
         self.over.set()
 
-    # What is told of it
+    # Its progress and its events
 
     def count(self, step: int, steps: int) -> None:
-        """Notes how far it is. The time left can be told from the second report on."""
+        """Notes how far it is. The time left is known from the second report on."""
         first = self._first_step = self._first_step or (now(), step)
         eta = None
         if step > first[1]:
@@ -114,7 +114,7 @@ class LiveJob:
 
     async def follow(self, after: int = 0) -> AsyncIterator[JobEvent]:
         """The events behind the one with this id, as they come, until the last one or the end of
-        the service. An id that was not given yet is one of before a restart: all are told."""
+        the service. An id that was not given yet is one of before a restart: then all are sent."""
         position = after if 0 <= after <= len(self._events) else 0
         while True:
             published = self._published
@@ -141,5 +141,5 @@ class LiveJob:
 
 
 def ended_events(job: Job) -> list[JobEvent]:
-    """What is told of a job that had ended before somebody asked."""
+    """The events for who follows a job that has ended: its state and its end, no steps."""
     return [JobEvent(id=n, kind=kind, job=job) for n, kind in enumerate(("state", "done"), 1)]

@@ -41,7 +41,7 @@ class Process(Protocol):
         """The next message, or None when there will be none any more."""
 
     def memory(self) -> int:
-        """Bytes it has in memory (resident), 0 when that cannot be told."""
+        """Bytes it has in memory (resident), 0 when that is not known."""
         ...
 
     def kill(self) -> None:

@@ -18,7 +18,7 @@ LENGTH = struct.Struct("!I")  # before each message: the bytes of its body
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The class's name travels with the fields, so that the receiver knows what it is told."""
+    """The class's name travels with the fields, so that the receiver knows which message it is."""
 
 
 # To the worker

@@ -51,7 +51,7 @@ class _Task:
 
     on_report: OnReport
     drawn: bool = False
-    canceled: float | None = None  # when the process was told so
+    canceled: float | None = None  # when Cancel was sent to the process
 
 
 class Worker:
@@ -216,8 +216,8 @@ class Worker:
             cause = f"The worker process was killed: {self._killed_because}."
         for job, task in self._tasks.items():
             end = Failed(job=job, code=WorkerDied.code, detail=cause)
-            if not self._tell(task, end):
-                self._tell(task, end)  # once more: no report comes after this one
+            if not self._pass_on(task, end):
+                self._pass_on(task, end)  # once more: no report comes after this one
         self._tasks.clear()
         self.on_idle()
 
@@ -225,12 +225,12 @@ class Worker:
         if isinstance(report, Drawn | Stopped | Failed):
             task.drawn = True
             self._present_since = self.last_used = self._now()
-        if self._tell(task, report) and isinstance(report, Encoded | Stopped | Failed):
+        if self._pass_on(task, report) and isinstance(report, Encoded | Stopped | Failed):
             del self._tasks[report.job]
             if self.idle:
                 self.on_idle()
 
-    def _tell(self, task: _Task, report: Report) -> bool:
+    def _pass_on(self, task: _Task, report: Report) -> bool:
         """Whether the listener could take the report."""
         try:
             task.on_report(report)
