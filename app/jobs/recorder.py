@@ -64,8 +64,8 @@ class Recorder:
         error: EaselError | None = None,
         **values: Any,
     ) -> asyncio.Task[None]:
-        """Every job ends here: recorded first, then published. The first end counts: for a job that is
-        ending already, the answer is the task that records that end."""
+        """Every job ends here: recorded first, then published. The first end counts: for a job
+        that is ending already, this returns the task that records that end."""
         if live.job.id in self._ends:
             return self._ends[live.job.id]
         live.ending()
