@@ -1,5 +1,6 @@
 """Jobs: what a record tells, the queue, waiting, idempotency keys, history, deletion."""
 
+import base64
 import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -168,6 +169,16 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(start, doubles):
     assert service.client.post("/jobs", **keyed).json()["id"] == kept
     service.client.delete(f"/jobs/{waiting}")
     assert service.client.post("/jobs", json={"prompt": "well"}).status_code == 202
+
+
+def test_a_full_queue_decodes_no_pictures(start, doubles):
+    """Decoding is work: a picture that cannot be read is refused for that only if there is room."""
+    service = start(MODEL="brittle", MODELS_PATH=doubles, GRACE="0", QUEUE_LIMIT="1").ready()
+    service.running(service.submit("slow", steps=5000))
+    damaged = {"prompt": "well", "init_image": base64.b64encode(b"\x89PNG damaged").decode()}
+    assert service.client.post("/jobs", json=damaged).status_code == 422
+    service.submit("well")
+    assert service.client.post("/jobs", json=damaged).status_code == 429
 
 
 def test_many_at_once_fill_the_queue_exactly(start, doubles):
