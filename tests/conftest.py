@@ -227,9 +227,14 @@ def free_port() -> int:
 
 def clean_environment() -> dict[str, str]:
     """This process's environment without anything that Easel would read as a setting."""
+    from pydantic import AliasChoices
+
     from app.settings import Settings
 
     names = {name.upper() for name in Settings.model_fields}
+    for field in Settings.model_fields.values():
+        if isinstance(field.validation_alias, AliasChoices):
+            names |= {str(alias) for alias in field.validation_alias.choices}
     return {key: value for key, value in os.environ.items() if key not in names}
 
 
