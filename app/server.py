@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from app import __version__, errors
+from app.background import Background
 from app.engine import Engine
 from app.faces import faces
 from app.faces.face import problem
@@ -177,6 +178,7 @@ class Server(uvicorn.Server):
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
         host = f"[{host}]" if ":" in host else host
         self._url = f"http://{host}:{self._socket.getsockname()[1]}"
+        self._background = Background()
         self._draining: asyncio.Task[None] | None = None
 
     def serve_on(self) -> None:
@@ -197,8 +199,10 @@ class Server(uvicorn.Server):
         loop.call_soon_threadsafe(self._begin_drain, sig)
 
     def _begin_drain(self, sig: int) -> None:
-        self._draining = asyncio.create_task(self._drain(sig))
+        self._draining = self._background.spawn(self._drain(sig))
 
     async def _drain(self, sig: int) -> None:
-        await self._engine.drain(self._grace)
-        super().handle_exit(sig, None)
+        try:
+            await self._engine.drain(self._grace)
+        finally:
+            super().handle_exit(sig, None)  # whatever broke, the process ends

@@ -19,6 +19,7 @@ from typing import Protocol
 import msgspec
 import psutil
 
+from app.background import Background
 from app.models.catalog import HOME
 from app.settings import without_secrets
 from app.workers.message import LENGTH, Loaded, LoadFailed, Order, Report, pack, read_answer
@@ -95,7 +96,7 @@ class ChildProcess:
         self._output: collections.deque[str] = collections.deque(maxlen=8)  # its last lines
         # In a context of its own: what the process prints later is not of the request (request_id
         # in the log) that started it.
-        self._listening = asyncio.create_task(self._log_output(), context=contextvars.Context())
+        self._listening = contextvars.Context().run(Background().spawn, self._log_output())
 
     def send(self, order: Order) -> None:
         if not self._writer.is_closing():
