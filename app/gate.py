@@ -6,6 +6,7 @@ Plain ASGI rather than Starlette's BaseHTTPMiddleware, which passes every stream
 
 import base64
 import binascii
+import contextlib
 import hmac
 import logging
 import re
@@ -83,7 +84,7 @@ class Gate:
             return
         for candidate in _keys_in(headers):
             for key in self._keys:
-                if hmac.compare_digest(candidate.encode(), key.encode()):
+                if any(hmac.compare_digest(candidate, form) for form in _forms(key)):
                     scope["easel_key"] = key
                     return
         raise Unauthorized(
@@ -104,7 +105,16 @@ def _request_id(headers: Headers) -> str:
     return given if re.fullmatch(r"[\w.:-]{1,128}", given, re.ASCII) else uuid.uuid4().hex
 
 
-def _keys_in(headers: Headers) -> list[str]:
+def _forms(key: str) -> list[bytes]:
+    """A key as clients send it: letters beyond ASCII as UTF-8, or as Latin-1 where that has
+    them."""
+    forms = [key.encode()]
+    with contextlib.suppress(UnicodeEncodeError):
+        forms.append(key.encode("latin-1"))
+    return forms
+
+
+def _keys_in(headers: Headers) -> list[bytes]:
     """Everything in a request that may be its API key: X-API-Key, a bearer token, a bare
     Authorization header, and of HTTP Basic password, user and both, as clients differ in that."""
     candidates: list[str] = []
@@ -113,16 +123,17 @@ def _keys_in(headers: Headers) -> list[str]:
     scheme, _, rest = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "basic":
         try:
-            pair = base64.b64decode(rest.strip(), validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError, ValueError):
-            return candidates
+            pair = base64.b64decode(rest.strip(), validate=True).decode("latin-1")
+        except (binascii.Error, ValueError):
+            pair = ""
         user, _, password = pair.partition(":")
         candidates += [password, user, pair]
     elif scheme.lower() == "bearer":
         candidates.append(rest.strip())
     elif scheme:
         candidates.append(f"{scheme} {rest}".strip())
-    return candidates
+    # The bytes that were sent: Starlette reads headers as Latin-1.
+    return [candidate.encode("latin-1") for candidate in candidates]
 
 
 def _check_length(headers: Headers) -> None:

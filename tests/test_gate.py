@@ -13,6 +13,7 @@ from app.faces.face import problem
 from app.gate import Gate
 
 SECRET, OTHER, FILED = "key-geheim-1", "key-geheim-2", "key-geheim-3"
+ACCENTED = "clé-geheim-4"
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def locked(doubles, tmp_path_factory):
     settings = {
         "MODEL": "brittle",
         "MODELS_PATH": doubles,
-        "API_KEYS": f"{SECRET}, spare",
+        "API_KEYS": f"{SECRET}, spare, {ACCENTED}",
         "GENERATION_AUTH_KEY": OTHER,
         "API_KEY_FILE": str(folder / "keys"),
         "HF_TOKEN": "hf_geheim",
@@ -60,6 +61,10 @@ def basic(user: str, password: str) -> str:
         {"Authorization": basic("anybody", SECRET)},
         {"Authorization": basic(SECRET, "")},
         {"X-API-Key": "wrong", "Authorization": f"Bearer {SECRET}"},
+        {"X-API-Key": ACCENTED.encode()},
+        {"X-API-Key": ACCENTED.encode("latin-1")},
+        {"Authorization": f"Bearer {ACCENTED}".encode()},
+        {"Authorization": basic("anybody", ACCENTED)},
     ],
     ids=str,
 )

@@ -126,3 +126,13 @@ def test_an_empty_setting_is_as_good_as_none(start):
 def test_levels_and_devices_may_be_in_lower_case(start, doubles):
     service = start(MODEL="the-double", MODELS_PATH=doubles, DEVICE="cpu", LOG_LEVEL="debug")
     assert service.ready().generate("well")["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%41b", "a#b", "a b", "ä-é-中"])
+def test_the_data_may_lie_in_a_folder_of_any_name(start, doubles, tmp_path, name):
+    folder = tmp_path / name
+    service = start(MODEL="brittle", MODELS_PATH=doubles, DATA_DIR=str(folder)).ready()
+    job = service.generate("well")
+    assert (folder / "easel.db").is_file()
+    assert (folder / "jobs" / job["id"] / "0.png").is_file()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()].count(name) == 1

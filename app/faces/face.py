@@ -4,6 +4,7 @@ other."""
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -165,7 +166,8 @@ def picture_response(job: Job, data: bytes, warnings: Sequence[str]) -> Response
     """A picture as the body; its seed and the warnings as the headers X-Seed and X-Warnings."""
     headers = {"X-Seed": str(job.recipe.seed)}
     if warnings:
-        headers["X-Warnings"] = " ".join(warnings).encode("ascii", "replace").decode()[:2000]
+        # A warning may repeat what a caller wrote; a line break in a header would end the answer.
+        headers["X-Warnings"] = re.sub(r"[^\x20-\x7e]", "?", " ".join(warnings))[:2000]
     return Response(data, media_type=job.images[0].media_type, headers=headers)
 
 

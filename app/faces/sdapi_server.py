@@ -53,8 +53,8 @@ class Extra(BaseModel):
     image: str
     resize_mode: int = 0
     upscaling_resize: float = Field(default=2, gt=0, le=16)
-    upscaling_resize_w: int = Field(default=512, gt=0)
-    upscaling_resize_h: int = Field(default=512, gt=0)
+    upscaling_resize_w: int = Field(default=512, gt=0, le=codec.MAX_PIXELS)
+    upscaling_resize_h: int = Field(default=512, gt=0, le=codec.MAX_PIXELS)
     upscaling_crop: bool = True
     upscaler_1: str = "None"
 

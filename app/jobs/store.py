@@ -62,7 +62,8 @@ class Store:
         with _storage_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(folder / ".lock")
-        address = url or f"sqlite:///{folder / 'easel.db'}"
+        # As parts, not as text: a folder's name may hold what has a meaning in an address (? % #).
+        address = url or sa.URL.create("sqlite", database=str(folder / "easel.db"))
         try:
             self._database = sa.create_engine(address)
         except (ArgumentError, ImportError) as error:  # its text may hold a password

@@ -68,7 +68,7 @@ class Checker:
             return value
         nearest = default if value != value else min(max(value, low), high)
         self.refuse(
-            f"{field} is a number from {low} to {high}, not {value}",
+            f"{field} is a number from {low} to {high}, not {_shown(value)}",
             field=field,
             instead=f"set to {nearest}",
         )
@@ -82,14 +82,22 @@ class Checker:
         multiple = limits.multiple_of
         if low <= value <= high and value % multiple == 0:
             return value
-        nearest = min(max(round(value / multiple) * multiple, -(-low // multiple) * multiple), high)
+        inside = min(max(value, low), high)  # before any arithmetic: a caller may send 400 digits
+        least = -(-low // multiple) * multiple
+        nearest = min(max(round(inside / multiple) * multiple, least), high)
         nearest -= nearest % multiple
         self.refuse(
-            f"{field} is a multiple of {multiple} from {low} to {high} pixels, not {value}",
+            f"{field} is a multiple of {multiple} from {low} to {high} pixels, not {_shown(value)}",
             field=field,
             instead=f"set to {nearest}",
         )
         return nearest
+
+
+def _shown(value: float) -> str:
+    """A number as a message repeats it, however many digits it has."""
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:20]}... ({len(text)} digits)"
 
 
 def check_mask_padding(request: ImageRequest, check: Checker) -> int | None:
