@@ -4,7 +4,7 @@ order on the disk. Remembers the ends of jobs that a full disk did not take."""
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -20,9 +20,9 @@ T = TypeVar("T")
 class Ledger:
     """Every method returns when the disk has answered."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, thread: Executor | None = None) -> None:
         self._store = store
-        self._thread = ThreadPoolExecutor(1, "store")
+        self._thread = thread or ThreadPoolExecutor(1, "store")
         self._unsaved: dict[str, Job] = {}  # the latest records that are not on the disk
 
     async def add(
@@ -77,6 +77,25 @@ class Ledger:
             return False
         self._unsaved.pop(job.id, None)
         return True
+
+    def note(self, job: Job) -> None:
+        """Records a job as it is now, and nobody waits for it; `save_late` does it where the disk
+        does not take it. The event loop is not woken: while a picture is drawn on all cores, that
+        alone costs a millisecond."""
+        self._unsaved.pop(job.id, None)  # an older record must not come after this one
+        self._thread.submit(self._note, job, asyncio.get_running_loop())
+
+    def _note(self, job: Job, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            self._store.update(job)
+        except StorageFailed as error:
+            loop.call_soon_threadsafe(self._note_unsaved, job, error)
+        except Exception:
+            log.exception("job not recorded", extra={"job": job.id})
+
+    async def flush(self) -> None:
+        """Returns when everything before this call is on the disk, or known not to be."""
+        await self._call(lambda: None)
 
     async def finish(self, job: Job, files: Mapping[str, bytes]) -> Job:
         """Records an ended job with its pictures. When the disk does not take them, the job has

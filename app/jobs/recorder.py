@@ -53,7 +53,7 @@ class Recorder:
 
     def note(self, live: LiveJob) -> None:
         """Records a job as it is now, without anybody waiting for it."""
-        self._writing.spawn(self._ledger.save(live.job))
+        self._ledger.note(live.job)
 
     def end(
         self,
@@ -99,6 +99,7 @@ class Recorder:
         """Records what is on its way, then what has begun as interrupted: the next start repeats
         it, and the attempt does not count."""
         await self._writing.join()
+        await self._ledger.flush()
         await self._ledger.save_late()
         for live in list(self.live.values()):
             if live.phase in (Phase.DRAWING, Phase.ENCODING):

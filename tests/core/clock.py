@@ -48,6 +48,13 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self.call_soon(self.release)
         return future
 
+    def submit(self, work: Callable[..., Any], *args: Any) -> Any:
+        """As the storage thread's executor, which is this loop."""
+        return self.run_in_executor(None, work, *args)
+
+    def _write_to_self(self) -> None:
+        pass  # who calls from another thread would wake the loop by that; there is none
+
     def release(self) -> None:
         """Does what the executor was asked for, in order."""
         while self._held and not self.holds:

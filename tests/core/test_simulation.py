@@ -82,7 +82,7 @@ class Service:
             loop.do(self.dispatcher.recover(job))
 
     def _build(self) -> None:
-        self.ledger = Ledger(self.store)  # type: ignore[arg-type]
+        self.ledger = Ledger(self.store, self.loop)  # type: ignore[arg-type]
         self.pool = Pool(OPTIONS, MACHINE, launch=self._launch)
         self.placement = Placement(self.pool, CATALOG, preferred="CPU")
         self.dispatcher = Dispatcher(self.pool, self.ledger, self.placement, starvation=STARVATION)
